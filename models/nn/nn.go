@@ -316,7 +316,11 @@ func (n *Network) Check() error {
 // activation of the networks we accept far inside float32.
 const maxWeight = 1e6
 
-// Loss computes, for the first n rows of logits [n, classes], the gradient of
-// each row's loss with respect to its logits, into grad of the same shape.
-// A loss that reports values does so through its closure.
-type Loss func(logits, grad []float32, n int)
+// Loss computes, for rows lo to hi of a batch, the gradient of each row's loss
+// with respect to its logits: logits and grad hold those rows only, as
+// [hi-lo, classes]. A batch is worked on in pieces by several goroutines, so a
+// Loss is called concurrently for different rows; a piece starts at an even
+// row, so that rows 2i and 2i+1 of a batch come together (TRADES pairs a clean
+// example with its adversarial one). A loss that reports values does so
+// through its closure, by row.
+type Loss func(logits, grad []float32, lo, hi int)

@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+
+	"github.com/temper-ml/temper/models/nn/kernel"
 )
 
 // Shape is the shape of one example's activation.
@@ -159,8 +161,8 @@ func (l Layer) output(in Shape) (Shape, error) {
 		return Shape{h/s + 1, w/s + 1, c.Filters}, nil
 	case l.MaxPool != nil:
 		n := l.MaxPool.Size
-		if n < 1 || n > in.Height || n > in.Width {
-			return Shape{}, fmt.Errorf("window %dx%d does not fit", n, n)
+		if n < 1 || n > kernel.MaxWindow || n > in.Height || n > in.Width {
+			return Shape{}, fmt.Errorf("window %dx%d: must fit and be at most %dx%d", n, n, kernel.MaxWindow, kernel.MaxWindow)
 		}
 		return Shape{in.Height / n, in.Width / n, in.Channels}, nil
 	default:

@@ -1,0 +1,134 @@
+// Package kernel holds the arithmetic that networks spend their time in, for
+// one goroutine each: convolutions and dense layers with their gradients,
+// max-pooling, and the element-wise updates of training and attacks.
+//
+// Everything reduces to one product over strided operands (type product), so
+// one micro-kernel per processor family is enough. Convolutions need no im2col:
+// with channels innermost, the inputs under one row of a filter are contiguous,
+// and neighbouring output pixels read the same addresses shifted by a constant.
+//
+// Which path runs is decided once, by the processor's features or by the
+// environment variable TEMPER_KERNEL (portable, avx2 or avx512). Each output
+// value is accumulated in one fixed order, so results do not depend on the
+// number of goroutines; between paths they differ by rounding only.
+package kernel
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Path names the instruction set in use: "portable", "avx2" or "avx512".
+func Path() string { return path }
+
+// Paths lists what this processor can run, fastest first.
+func Paths() []string { return available() }
+
+var path = choose()
+
+// choose takes the fastest path, or the one that TEMPER_KERNEL names. A name
+// that this processor cannot run falls back and says so once.
+func choose() string {
+	have := available()
+	want := os.Getenv("TEMPER_KERNEL")
+	if want == "" {
+		return have[0]
+	}
+	for _, p := range have {
+		if p == want {
+			return p
+		}
+	}
+	fmt.Fprintf(os.Stderr, "TEMPER_KERNEL=%s: this processor has %s; using %s\n", want, strings.Join(have, ", "), have[0])
+	return have[0]
+}
+
+// use switches the path, for tests that compare them.
+func use(p string) (restore func()) {
+	old := path
+	path = p
+	return func() { path = old }
+}
+
+// product computes, for i < m and j < n,
+//
+//	c[i, j] = init + sum over s < segments, k < steps of
+//	          a[s*aSegment + i*aRow + k*aStep] * b[s*bSegment + k*bStep + j]
+//
+// where init is c itself if add is set, else bias[j], else 0; relu clamps the
+// result at 0. All strides count floats. Rows of c lie cRow apart.
+type product struct {
+	m, n, steps, segments int
+	a                     []float32
+	aRow, aStep, aSegment int
+	b                     []float32
+	bStep, bSegment       int
+	c                     []float32
+	cRow                  int
+	bias                  []float32
+	add, relu             bool
+}
+
+// maxSteps bounds the steps of one pass over a single segment, so that the
+// strip of b in use (maxSteps x 32 floats) stays in the first-level cache.
+const maxSteps = 256
+
+func (p *product) run() {
+	if p.m <= 0 || p.n <= 0 {
+		return
+	}
+	p.check()
+	if p.segments == 1 && p.steps > maxSteps {
+		part := *p
+		for at := 0; at < p.steps; at += maxSteps {
+			part.steps = min(maxSteps, p.steps-at)
+			part.a, part.b = p.a[at*p.aStep:], p.b[at*p.bStep:]
+			part.add = p.add || at > 0
+			part.relu = p.relu && at+part.steps == p.steps
+			part.dispatch()
+		}
+		return
+	}
+	p.dispatch()
+}
+
+// check panics where an operand is too short: assembly must never be handed
+// an address outside a slice.
+func (p *product) check() {
+	a := (p.segments-1)*p.aSegment + (p.m-1)*p.aRow + (p.steps-1)*p.aStep
+	b := (p.segments-1)*p.bSegment + (p.steps-1)*p.bStep + p.n - 1
+	c := (p.m-1)*p.cRow + p.n - 1
+	if a >= len(p.a) || b >= len(p.b) || c >= len(p.c) || p.bias != nil && len(p.bias) < p.n || p.steps < 1 || p.segments < 1 {
+		panic(fmt.Sprintf("kernel: product %dx%d over %dx%d reaches beyond its operands: a %d of %d, b %d of %d, c %d of %d", p.m, p.n, p.segments, p.steps, a, len(p.a), b, len(p.b), c, len(p.c)))
+	}
+}
+
+func (p *product) portable() {
+	for i := range p.m {
+		c := p.c[i*p.cRow:][:p.n]
+		switch {
+		case p.add:
+		case p.bias != nil:
+			copy(c, p.bias)
+		default:
+			clear(c)
+		}
+		for s := range p.segments {
+			a, b := s*p.aSegment+i*p.aRow, s*p.bSegment
+			for range p.steps {
+				v := p.a[a]
+				for j, w := range p.b[b:][:p.n] {
+					c[j] += v * w
+				}
+				a += p.aStep
+				b += p.bStep
+			}
+		}
+		if p.relu {
+			for j, v := range c {
+				c[j] = max(v, 0)
+			}
+		}
+	}
+}

@@ -1,0 +1,5 @@
+package kernel
+
+func available() []string { return []string{"portable"} }
+
+func (p *product) dispatch() { p.portable() }

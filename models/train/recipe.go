@@ -1,0 +1,224 @@
+package train
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/temper-ml/temper/models/attack"
+	"github.com/temper-ml/temper/models/unknown"
+)
+
+// Recipe says how a network is trained; models/zoo holds named ones as YAML.
+type Recipe struct {
+	Batch     int      `yaml:"batch" json:"batch"` // images an optimiser step
+	Optimiser Adam     `yaml:"optimiser" json:"optimiser"`
+	Schedule  Schedule `yaml:"schedule" json:"schedule"`
+	Phases    []Phase  `yaml:"phases" json:"phases"` // one after the other
+
+	// CleanShare is the share of each batch that stays clean in fgsm, n-fgsm
+	// and pgd phases; 0 trains on adversarial images only.
+	CleanShare float64 `yaml:"clean_share,omitempty" json:"clean_share,omitempty"`
+	// EMA is the decay of the moving average of the weights, which then is
+	// the result of the training; 0 means none.
+	EMA float64 `yaml:"ema,omitempty" json:"ema,omitempty"`
+	// Clip bounds the Euclidean norm of the whole gradient; 0 means no bound.
+	Clip float64 `yaml:"clip,omitempty" json:"clip,omitempty"`
+	// Guard watches for catastrophic overfitting; see Run.
+	Guard bool `yaml:"guard,omitempty" json:"guard,omitempty"`
+}
+
+// Adam holds the parameters of the Adam optimiser (Kingma and Ba 2015).
+type Adam struct {
+	LearningRate float64 `yaml:"learning_rate" json:"learning_rate"` // the schedule's peak
+	Beta1        float64 `yaml:"beta1,omitempty" json:"beta1,omitempty"`
+	Beta2        float64 `yaml:"beta2,omitempty" json:"beta2,omitempty"`
+	Epsilon      float64 `yaml:"epsilon,omitempty" json:"epsilon,omitempty"`
+}
+
+// Schedule is the course of the learning rate over all phases together.
+type Schedule struct {
+	Kind   string  `yaml:"kind" json:"kind"`                         // constant, triangular (0 to peak at 2/5, back to 0), cosine (peak to 0), step
+	Every  float64 `yaml:"every,omitempty" json:"every,omitempty"`   // step: epochs between drops
+	Factor float64 `yaml:"factor,omitempty" json:"factor,omitempty"` // step: what each drop multiplies by
+}
+
+// Phase is a stretch of training by one method.
+type Phase struct {
+	Method string  `yaml:"method" json:"method"` // standard, fgsm, n-fgsm, pgd, trades
+	Epochs float64 `yaml:"epochs" json:"epochs"`
+	// EpsilonRampEpochs is how long epsilon takes from 0 to its value; the
+	// method's alpha rises with it.
+	EpsilonRampEpochs float64 `yaml:"epsilon_ramp_epochs,omitempty" json:"epsilon_ramp_epochs,omitempty"`
+	Epsilon           float64 `yaml:"epsilon,omitempty" json:"epsilon,omitempty"` // 0 means the threat's
+	Alpha             float64 `yaml:"alpha,omitempty" json:"alpha,omitempty"`     // pgd, trades: size of a step
+	Steps             int     `yaml:"steps,omitempty" json:"steps,omitempty"`     // pgd, trades: number of steps
+	Beta              float64 `yaml:"beta,omitempty" json:"beta,omitempty"`       // trades: weight of robustness against accuracy
+}
+
+// Limits on a recipe: far above any useful one, low enough that a mistyped
+// number is an error and not an endless run.
+const (
+	maxBatch  = 1 << 16
+	maxEpochs = 10_000
+	maxSteps  = 1_000
+	maxPhases = 100
+)
+
+var (
+	methods   = []string{"standard", "fgsm", "n-fgsm", "pgd", "trades"}
+	schedules = []string{"constant", "triangular", "cosine", "step"}
+)
+
+// Validate reports what is wrong with the recipe, naming the key; also where
+// keys that are fine by themselves do not go together.
+func (r *Recipe) Validate() error {
+	if r.Batch < 1 || r.Batch > maxBatch {
+		return fmt.Errorf("batch is %d: must be 1 to %d", r.Batch, maxBatch)
+	}
+	a := r.Optimiser
+	for _, f := range []struct {
+		key       string
+		value     float64
+		low, high float64 // both allowed
+	}{
+		{"optimiser.learning_rate", a.LearningRate, 1e-12, 10},
+		{"optimiser.beta1", a.Beta1, 0, 0.999999},
+		{"optimiser.beta2", a.Beta2, 0, 0.999999},
+		{"optimiser.epsilon", a.Epsilon, 0, 1},
+		{"clean_share", r.CleanShare, 0, 0.999},
+		{"ema", r.EMA, 0, 0.999999},
+		{"clip", r.Clip, 0, 1e6},
+	} {
+		if !(f.value >= f.low && f.value <= f.high) {
+			return fmt.Errorf("%s is %v: must be %v to %v", f.key, f.value, f.low, f.high)
+		}
+	}
+	if !slices.Contains(schedules, r.Schedule.Kind) {
+		return fmt.Errorf("schedule.kind: %w", unknown.Name("schedule", r.Schedule.Kind, schedules))
+	}
+	if s := r.Schedule; s.Kind == "step" {
+		if !(s.Every > 0 && s.Every <= maxEpochs) || !(s.Factor > 0 && s.Factor <= 1) {
+			return fmt.Errorf("schedule.every is %v, schedule.factor is %v: step needs every above 0 and factor above 0 up to 1", s.Every, s.Factor)
+		}
+	} else if s.Every != 0 || s.Factor != 0 {
+		return fmt.Errorf("schedule.every and schedule.factor go with kind step, not with %s", s.Kind)
+	}
+	if len(r.Phases) < 1 || len(r.Phases) > maxPhases {
+		return fmt.Errorf("phases: %d of them: must be 1 to %d", len(r.Phases), maxPhases)
+	}
+	adversarial := false
+	for i, p := range r.Phases {
+		if err := p.validate(); err != nil {
+			return fmt.Errorf("phases[%d].%w", i, err)
+		}
+		if p.Method == "trades" && r.CleanShare > 0 {
+			return fmt.Errorf("clean_share is %v, but phases[%d].method is trades, which has a clean image beside each adversarial one: remove clean_share", r.CleanShare, i)
+		}
+		adversarial = adversarial || p.Method != "standard"
+	}
+	if !adversarial && r.CleanShare > 0 {
+		return fmt.Errorf("clean_share is %v, but every phase is standard: remove clean_share", r.CleanShare)
+	}
+	if !adversarial && r.Guard {
+		return fmt.Errorf("guard is on, but every phase is standard and cannot overfit to an attack: remove guard")
+	}
+	if e := r.Epochs(); e > maxEpochs {
+		return fmt.Errorf("phases: %v epochs in all: must be at most %d", e, maxEpochs)
+	}
+	return nil
+}
+
+func (p Phase) validate() error {
+	if !slices.Contains(methods, p.Method) {
+		return fmt.Errorf("method: %w", unknown.Name("method", p.Method, methods))
+	}
+	iterates, trades, standard := p.Method == "pgd" || p.Method == "trades", p.Method == "trades", p.Method == "standard"
+	for _, f := range []struct {
+		key     string
+		value   float64
+		applies bool
+		needed  bool
+		high    float64
+	}{
+		{"epochs", p.Epochs, true, true, maxEpochs},
+		{"epsilon_ramp_epochs", p.EpsilonRampEpochs, !standard, false, p.Epochs},
+		{"epsilon", p.Epsilon, !standard, false, math.MaxFloat32},
+		{"alpha", p.Alpha, iterates, iterates, math.MaxFloat32},
+		{"steps", float64(p.Steps), iterates, iterates, maxSteps},
+		{"beta", p.Beta, trades, trades, 1000},
+	} {
+		switch {
+		case !f.applies && f.value != 0:
+			return fmt.Errorf("%s is %v, but method %s has none: remove it", f.key, f.value, p.Method)
+		case f.needed && f.value == 0:
+			return fmt.Errorf("%s is missing: method %s needs it", f.key, p.Method)
+		case !(f.value >= 0 && f.value <= f.high):
+			return fmt.Errorf("%s is %v: must be 0 to %v", f.key, f.value, f.high)
+		}
+	}
+	return nil
+}
+
+// Epochs is the length of all phases together.
+func (r *Recipe) Epochs() float64 {
+	total := 0.0
+	for _, p := range r.Phases {
+		total += p.Epochs
+	}
+	return total
+}
+
+// WithEpochs returns the recipe with its phases and ramps stretched or shrunk
+// so that together they last the given number of epochs. A step schedule
+// keeps its pace.
+func (r *Recipe) WithEpochs(epochs float64) Recipe {
+	scaled := *r
+	scaled.Phases = slices.Clone(r.Phases)
+	factor := epochs / r.Epochs()
+	for i := range scaled.Phases {
+		scaled.Phases[i].Epochs *= factor
+		scaled.Phases[i].EpsilonRampEpochs *= factor
+	}
+	return scaled
+}
+
+// withDefaults fills in Adam's usual parameters where they are absent.
+func (a Adam) withDefaults() Adam {
+	for _, f := range []struct {
+		value *float64
+		usual float64
+	}{{&a.Beta1, 0.9}, {&a.Beta2, 0.999}, {&a.Epsilon, 1e-8}} {
+		if *f.value == 0 {
+			*f.value = f.usual
+		}
+	}
+	return a
+}
+
+// rate is the learning rate at a step of total, the peak being 1.
+func (s Schedule) rate(step, total int, epoch float64) float64 {
+	at := (float64(step) + 0.5) / float64(total) // the step's middle: the rate is never 0
+	switch s.Kind {
+	case "triangular":
+		const peak = 0.4
+		return min(at/peak, (1-at)/(1-peak))
+	case "cosine":
+		return (1 + math.Cos(math.Pi*at)) / 2
+	case "step":
+		return math.Pow(s.Factor, math.Floor(epoch/s.Every))
+	}
+	return 1
+}
+
+// epsilonAt is the phase's epsilon a number of epochs after its start.
+func (p Phase) epsilonAt(epoch float64, threat attack.Threat) float64 {
+	epsilon := p.Epsilon
+	if epsilon == 0 {
+		epsilon = threat.Epsilon
+	}
+	if epoch < p.EpsilonRampEpochs {
+		epsilon *= epoch / p.EpsilonRampEpochs
+	}
+	return epsilon
+}

@@ -63,3 +63,6 @@ func MaskPositive(dst, grad, y []float32) {
 		}
 	}
 }
+
+// Add adds src to dst, which is as long.
+func Add(dst, src []float32) { addTo(dst, src) }

@@ -1,0 +1,419 @@
+// Package graph compiles a network to Gorgonia graphs: one whose output is the
+// gradient with respect to the input, for attacks, and one whose output is the
+// gradient with respect to the weights, for training.
+//
+// Gorgonia derives both from the forward graph (symbolic differentiation) and
+// leaves out of each program what its output does not need, so an attack never
+// computes a weight gradient. Every operator is ours and owns its memory; the
+// arithmetic is in package kernel.
+//
+// A batch is cut into pieces of fixed size. Each goroutine runs a tape machine
+// of its own over one piece at a time, so that the activations of a piece stay
+// in its core's cache and a step needs one synchronisation only. The pieces do
+// not depend on the number of goroutines and their weight gradients are added
+// in order, so neither does any result.
+package graph
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"gorgonia.org/gorgonia"
+	"gorgonia.org/tensor"
+
+	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/models/nn/kernel"
+)
+
+const (
+	minPiece  = 32 // rows: fewer, and the tape's own cost shows
+	maxPieces = 8  // bounds the partial weight gradients kept in memory
+)
+
+// Attack computes gradients with respect to a network's input. It serves one
+// goroutine at a time. Changes to the network's weights count from the next
+// call on.
+type Attack struct{ *engine }
+
+// Training computes gradients with respect to a network's weights. It serves
+// one goroutine at a time. Changes to the network's weights count from the
+// next call on.
+type Training struct{ *engine }
+
+// NewAttack compiles the gradient with respect to the input for at most batch
+// rows at a time.
+func NewAttack(net *nn.Network, batch int) (*Attack, error) {
+	e, err := newEngine(net, batch, false)
+	return &Attack{e}, err
+}
+
+// NewTraining compiles the gradient with respect to the weights for at most
+// batch rows at a time.
+func NewTraining(net *nn.Network, batch int) (*Training, error) {
+	e, err := newEngine(net, batch, true)
+	return &Training{e}, err
+}
+
+// Logits computes the outputs [n, classes] for n rows of x. The result is
+// valid until the next call.
+func (a *Attack) Logits(x []float32, n int) ([]float32, error) {
+	if err := a.run(x, n, nil); err != nil {
+		return nil, err
+	}
+	return a.logits[:n*a.classes], nil
+}
+
+// Gradient computes, for n rows of x, the logits [n, classes] and the gradient
+// of the loss with respect to each row of x. The results are valid until the
+// next call.
+func (a *Attack) Gradient(x []float32, n int, loss nn.Loss) (logits, dx []float32, err error) {
+	if err := a.run(x, n, loss); err != nil {
+		return nil, nil, err
+	}
+	return a.logits[:n*a.classes], a.dx[:n*a.size], nil
+}
+
+// Step computes, for n rows of x, the logits [n, classes] and, for Gradient,
+// the gradient of the summed loss with respect to the weights. A loss that is
+// a mean divides by n itself. The result is valid until the next call.
+func (t *Training) Step(x []float32, n int, loss nn.Loss) (logits []float32, err error) {
+	if err := t.run(x, n, loss); err != nil {
+		return nil, err
+	}
+	t.sum(n)
+	return t.logits[:n*t.classes], nil
+}
+
+// Gradient is the gradient of the last Step, in the order of the network's
+// flat parameter vector.
+func (t *Training) Gradient() []float32 { return t.gradient }
+
+// engine runs a network's tape machines over the pieces of a batch.
+type engine struct {
+	net            *nn.Network
+	batch, piece   int
+	size, classes  int
+	training       bool
+	logits, dx     []float32     // of the whole batch
+	gradient       []float32     // of the weights
+	partial        [][]float32   // each piece's share of gradient
+	partialTensors []parameters  // the same memory as tensors, by layer
+	turned         [][]float32   // each layer's weights, arranged for BackwardInput
+	turn           []func()      // refreshes turned
+	machines       []*machine    // one a goroutine
+	failed         []error       // by machine
+	forward        []*nn.Forward // for calls without a loss, one a goroutine
+}
+
+type parameters map[int]*tensor.Dense
+
+func newEngine(net *nn.Network, batch int, training bool) (*engine, error) {
+	if batch < 1 {
+		return nil, fmt.Errorf("batch %d: must be at least 1", batch)
+	}
+	e := &engine{net: net, batch: batch, size: net.Input.Size(), classes: net.Classes(), training: training}
+	e.piece = max(minPiece, (batch+maxPieces-1)/maxPieces)
+	e.piece += e.piece % 2 // pieces start at even rows: see nn.Loss
+	pieces := (batch + e.piece - 1) / e.piece
+	e.logits = make([]float32, batch*e.classes)
+	if training {
+		e.gradient = make([]float32, len(net.Flat()))
+		for range pieces {
+			flat := make([]float32, len(net.Flat()))
+			e.partial = append(e.partial, flat)
+			at, tensors := 0, parameters{}
+			for i := range net.Layers {
+				if n := layerParameters(net, i); n > 0 {
+					tensors[i] = vector(flat[at : at+n])
+					at += n
+				}
+			}
+			e.partialTensors = append(e.partialTensors, tensors)
+		}
+	} else {
+		e.dx = make([]float32, batch*e.size)
+	}
+	e.turned = make([][]float32, len(net.Layers))
+	for i, l := range net.Layers {
+		w, _ := net.Weights(i)
+		if w == nil || i == 0 && training { // training never needs the gradient of its input
+			continue
+		}
+		turned := make([]float32, len(w))
+		e.turned[i] = turned
+		if l.Conv != nil {
+			conv := l.Conv.Kernels(net.LayerShapes()[i], net.LayerShapes()[i+1])
+			e.turn = append(e.turn, func() { conv.Turn(turned, w) })
+		} else {
+			dense := l.Dense.Kernels(net.LayerShapes()[i])
+			e.turn = append(e.turn, func() { dense.Turn(turned, w) })
+		}
+	}
+	for range min(pieces, runtime.GOMAXPROCS(0)) {
+		m, err := e.compile()
+		if err != nil {
+			return nil, fmt.Errorf("network %q: %w", net.Name, err)
+		}
+		e.machines = append(e.machines, m)
+		f, err := nn.NewForward(net, e.piece)
+		if err != nil {
+			return nil, err
+		}
+		e.forward = append(e.forward, f)
+	}
+	e.failed = make([]error, len(e.machines))
+	return e, nil
+}
+
+// layerParameters counts a layer's weights and biases, which lie side by side
+// in the flat vector.
+func layerParameters(net *nn.Network, layer int) int {
+	w, b := net.Weights(layer)
+	return len(w) + len(b)
+}
+
+// Batch is the largest number of rows of one call.
+func (e *engine) Batch() int { return e.batch }
+
+// Network is the network whose weights are read.
+func (e *engine) Network() *nn.Network { return e.net }
+
+// run works on n rows of x, forward only where loss is nil.
+func (e *engine) run(x []float32, n int, loss nn.Loss) error {
+	if n < 1 || n > e.batch || len(x) < n*e.size {
+		return fmt.Errorf("network %q: %d rows of %d values given as %d values: want 1 to %d rows", e.net.Name, n, e.size, len(x), e.batch)
+	}
+	if loss != nil {
+		e.each(len(e.turn), func(_, i int) error { e.turn[i](); return nil })
+	}
+	return e.each((n+e.piece-1)/e.piece, func(worker, piece int) error {
+		lo := piece * e.piece
+		hi := min(lo+e.piece, n)
+		rows := x[lo*e.size : hi*e.size]
+		if loss == nil {
+			copy(e.logits[lo*e.classes:], e.forward[worker].Logits(rows, hi-lo))
+			return nil
+		}
+		return e.machines[worker].run(rows, piece, lo, hi, loss)
+	})
+}
+
+// each calls work for 0 to n-1 from as many goroutines as there are machines.
+func (e *engine) each(n int, work func(worker, i int) error) error {
+	var next atomic.Int64
+	loop := func(worker int) {
+		e.failed[worker] = nil
+		for {
+			i := int(next.Add(1)) - 1
+			if i >= n {
+				return
+			}
+			if err := work(worker, i); err != nil {
+				e.failed[worker] = err
+				return
+			}
+		}
+	}
+	workers := min(n, len(e.machines))
+	var wait sync.WaitGroup
+	for w := 1; w < workers; w++ {
+		wait.Go(func() { loop(w) })
+	}
+	loop(0)
+	wait.Wait()
+	for _, err := range e.failed[:workers] {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sum adds the pieces' weight gradients in order.
+func (e *engine) sum(n int) {
+	pieces := (n + e.piece - 1) / e.piece
+	const chunk = 16 << 10
+	e.each((len(e.gradient)+chunk-1)/chunk, func(_, i int) error {
+		lo, hi := i*chunk, min((i+1)*chunk, len(e.gradient))
+		copy(e.gradient[lo:hi], e.partial[0][lo:hi])
+		for _, p := range e.partial[1:pieces] {
+			kernel.Add(e.gradient[lo:hi], p[lo:hi])
+		}
+		return nil
+	})
+}
+
+// machine is a tape machine with what its operators share.
+type machine struct {
+	*engine
+	vm       gorgonia.VM
+	input    []float32
+	rows     int
+	piece    int
+	lo       int
+	loss     nn.Loss
+	operator uint32 // operators so far
+}
+
+func (m *machine) run(x []float32, piece, lo, hi int, loss nn.Loss) error {
+	copy(m.input, x)
+	m.rows, m.piece, m.lo, m.loss = hi-lo, piece, lo, loss
+	err := m.vm.RunAll()
+	m.vm.Reset()
+	return err
+}
+
+func matrix(rows, columns int) *tensor.Dense {
+	return tensor.New(tensor.WithShape(rows, columns), tensor.WithBacking(make([]float32, rows*columns)))
+}
+
+func vector(data []float32) *tensor.Dense {
+	return tensor.New(tensor.WithShape(len(data)), tensor.WithBacking(data))
+}
+
+// apply adds an operator whose result is a matrix of the piece's rows.
+func (m *machine) apply(name string, columns int, do func(out []float32, in [][]float32), diff func(inputs gorgonia.Nodes, output, grad *gorgonia.Node) (gorgonia.Nodes, error), inputs ...*gorgonia.Node) (*gorgonia.Node, error) {
+	result := matrix(m.engine.piece, columns)
+	floats := result.Float32s()
+	return m.applyTo(name, func() *tensor.Dense { return result }, func(in [][]float32) { do(floats, in) }, diff, inputs...)
+}
+
+func (m *machine) applyTo(name string, out func() *tensor.Dense, do func(in [][]float32), diff func(inputs gorgonia.Nodes, output, grad *gorgonia.Node) (gorgonia.Nodes, error), inputs ...*gorgonia.Node) (*gorgonia.Node, error) {
+	m.operator++
+	op := &operator{name: name, id: m.operator, out: out, do: do, diff: diff, arguments: make([][]float32, len(inputs))}
+	for _, in := range inputs {
+		op.inputs = append(op.inputs, in.Dims())
+	}
+	return gorgonia.ApplyOp(op, inputs...)
+}
+
+// compile builds the forward graph, lets Gorgonia derive the gradients, and
+// compiles a program for those that are wanted.
+func (e *engine) compile() (*machine, error) {
+	m := &machine{engine: e}
+	g := gorgonia.NewGraph()
+	values := matrix(e.piece, e.size)
+	m.input = values.Float32s()
+	x := gorgonia.NewMatrix(g, tensor.Float32, gorgonia.WithShape(e.piece, e.size), gorgonia.WithName("x"), gorgonia.WithValue(values))
+
+	inputs, weights := gorgonia.Nodes{x}, gorgonia.Nodes{}
+	layer, at := x, 0
+	for i, l := range e.net.Layers {
+		var err error
+		if n := layerParameters(e.net, i); n > 0 {
+			w := gorgonia.NewVector(g, tensor.Float32, gorgonia.WithShape(n), gorgonia.WithName(fmt.Sprintf("%d.parameters", i)), gorgonia.WithValue(vector(e.net.Flat()[at:at+n])))
+			at += n
+			inputs, weights = append(inputs, w), append(weights, w)
+			layer, err = m.weighted(i, l, layer, w)
+		} else {
+			layer, err = m.pool(i, l, layer)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("layer %d (%s): %w", i, l.Kind(), err)
+		}
+	}
+
+	seed, err := m.apply("loss", e.classes, func(out []float32, in [][]float32) {
+		logits := in[0][:m.rows*e.classes]
+		copy(e.logits[m.lo*e.classes:], logits)
+		m.loss(logits, out[:len(logits)], m.lo, m.lo+m.rows)
+	}, nil, layer)
+	if err != nil {
+		return nil, err
+	}
+	wanted := gorgonia.Nodes{x}
+	if e.training {
+		wanted = weights
+	}
+	gradients, err := gorgonia.Backpropagate(gorgonia.Nodes{layer}, gorgonia.Nodes{seed}, wanted)
+	if err != nil {
+		return nil, err
+	}
+	program, locations, err := gorgonia.CompileFunction(g, inputs, gradients)
+	if err != nil {
+		return nil, err
+	}
+	m.vm = gorgonia.NewTapeMachine(g, gorgonia.WithPrecompiled(program, locations))
+	return m, nil
+}
+
+// arithmetic is what convolutions and dense layers have in common.
+type arithmetic interface {
+	Forward(y, x, w, bias []float32, rows int, relu bool)
+	BackwardInput(dx, dy, turned []float32, rows int)
+	BackwardWeight(dw, dbias, x, dy []float32, rows int)
+}
+
+// weighted adds a convolution or a dense layer.
+func (m *machine) weighted(i int, l nn.Layer, x, w *gorgonia.Node) (*gorgonia.Node, error) {
+	in, out := m.net.LayerShapes()[i], m.net.LayerShapes()[i+1]
+	weight, _ := m.net.Weights(i)
+	split := len(weight)
+	var (
+		arith arithmetic
+		relu  bool
+	)
+	if l.Conv != nil {
+		arith, relu = l.Conv.Kernels(in, out), l.Conv.ReLU
+	} else {
+		arith, relu = l.Dense.Kernels(in), l.Dense.ReLU
+	}
+	name := fmt.Sprintf("%d.%s", i, l.Kind())
+	diff := func(inputs gorgonia.Nodes, output, grad *gorgonia.Node) (gorgonia.Nodes, error) {
+		if relu {
+			var err error
+			grad, err = m.apply(name+".relu.gradient", out.Size(), func(dz []float32, in [][]float32) {
+				n := m.rows * out.Size()
+				kernel.MaskPositive(dz[:n], in[0][:n], in[1][:n])
+			}, nil, grad, output)
+			if err != nil {
+				return nil, err
+			}
+		}
+		last := i == 0 && !m.training
+		dx, err := m.apply(name+".input.gradient", in.Size(), func(dx []float32, in [][]float32) {
+			if last {
+				dx = m.dx[m.lo*m.size:] // the result of the whole program
+			}
+			arith.BackwardInput(dx, in[0], m.turned[i], m.rows)
+		}, nil, grad, inputs[1])
+		if err != nil {
+			return nil, err
+		}
+		dw, err := m.applyTo(name+".weight.gradient", func() *tensor.Dense {
+			if !m.training {
+				return vector(make([]float32, split+out.Channels)) // never run: an attack leaves it out
+			}
+			return m.partialTensors[m.piece][i]
+		}, func(args [][]float32) {
+			d := m.partialTensors[m.piece][i].Float32s()
+			arith.BackwardWeight(d[:split], d[split:], args[0], args[1], m.rows)
+		}, nil, inputs[0], grad)
+		return gorgonia.Nodes{dx, dw}, err
+	}
+	return m.apply(name, out.Size(), func(y []float32, in [][]float32) {
+		arith.Forward(y, in[0], in[1][:split], in[1][split:], m.rows, relu)
+	}, diff, x, w)
+}
+
+// pool adds a max-pooling layer.
+func (m *machine) pool(i int, l nn.Layer, x *gorgonia.Node) (*gorgonia.Node, error) {
+	in, out := m.net.LayerShapes()[i], m.net.LayerShapes()[i+1]
+	arith := l.MaxPool.Kernels(in)
+	which := make([]uint8, m.engine.piece*out.Size())
+	name := fmt.Sprintf("%d.maxpool", i)
+	diff := func(_ gorgonia.Nodes, _, grad *gorgonia.Node) (gorgonia.Nodes, error) {
+		dx, err := m.apply(name+".gradient", in.Size(), func(dx []float32, in [][]float32) {
+			if i == 0 && !m.training {
+				dx = m.dx[m.lo*m.size:] // the result of the whole program
+			}
+			arith.Backward(dx, in[0], which, m.rows)
+		}, nil, grad)
+		return gorgonia.Nodes{dx}, err
+	}
+	return m.apply(name, out.Size(), func(y []float32, in [][]float32) {
+		arith.Forward(y, which, in[0], m.rows)
+	}, diff, x)
+}

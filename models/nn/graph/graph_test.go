@@ -1,0 +1,230 @@
+package graph
+
+import (
+	"math"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+
+	"github.com/temper-ml/temper/models/nn"
+)
+
+// The networks cover what the zoo's networks are made of, with sizes that fill
+// no vector evenly.
+var networks = []nn.Description{
+	{Name: "dense", Input: nn.Shape{Height: 3, Width: 5, Channels: 1}, Layers: []nn.Layer{
+		{Dense: &nn.Dense{Units: 37, ReLU: true}}, {Dense: &nn.Dense{Units: 3}}}},
+	{Name: "strided", Input: nn.Shape{Height: 9, Width: 8, Channels: 3}, Layers: []nn.Layer{
+		{Conv: &nn.Conv{Filters: 17, Kernel: 4, Stride: 2, Padding: 1, ReLU: true}},
+		{Conv: &nn.Conv{Filters: 5, Kernel: 3, Stride: 2, ReLU: true}},
+		{Dense: &nn.Dense{Units: 4}}}},
+	{Name: "pooled", Input: nn.Shape{Height: 11, Width: 10, Channels: 1}, Layers: []nn.Layer{
+		{Conv: &nn.Conv{Filters: 18, Kernel: 3, Padding: 1, ReLU: true}},
+		{MaxPool: &nn.MaxPool{Size: 2}},
+		{Conv: &nn.Conv{Filters: 33, Kernel: 3, ReLU: true}},
+		{MaxPool: &nn.MaxPool{Size: 3}},
+		{Dense: &nn.Dense{Units: 5}}}},
+	{Name: "pool first", Input: nn.Shape{Height: 6, Width: 6, Channels: 2}, Layers: []nn.Layer{
+		{MaxPool: &nn.MaxPool{Size: 2}}, {Dense: &nn.Dense{Units: 3}}}},
+}
+
+// weigh is the loss sum over classes of factor*logit, whose gradient is
+// factor: it tests the network alone, and a float64 sum of it is smooth enough
+// for central differences.
+func weigh(factor []float32, classes int) nn.Loss {
+	return func(logits, grad []float32, lo, hi int) { copy(grad, factor[lo*classes:hi*classes]) }
+}
+
+func fill(rng *rand.Rand, n int) []float32 {
+	v := make([]float32, n)
+	for i := range v {
+		v[i] = rng.Float32()*2 - 1
+	}
+	return v
+}
+
+func TestGradientsEqualCentralDifferences(t *testing.T) {
+	for _, d := range networks {
+		t.Run(d.Name, func(t *testing.T) {
+			const n = 3
+			net, err := nn.New(d, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rng := rand.New(rand.NewPCG(2, 3))
+			x, factor := fill(rng, n*d.Input.Size()), fill(rng, n*d.Classes())
+			attack, err := NewAttack(net, n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			training, err := NewTraining(net, n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, dx, err := attack.Gradient(x, n, weigh(factor, d.Classes()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := training.Step(x, n, weigh(factor, d.Classes())); err != nil {
+				t.Fatal(err)
+			}
+			forward, err := nn.NewForward(net, n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			value := func() (sum float64) {
+				for i, z := range forward.Logits(x, n) {
+					sum += float64(z) * float64(factor[i])
+				}
+				return sum
+			}
+			// A kink (ReLU, max-pool) between the two points makes a single
+			// difference wrong, so a few may disagree; a wrong formula makes
+			// most of them disagree.
+			compare := func(what string, at []float32, gradient []float32) {
+				wrong, tested := 0, 0
+				for range 200 {
+					i := rng.IntN(len(at))
+					const h = 2e-3
+					old := at[i]
+					at[i] = old + h
+					up := value()
+					at[i] = old - h
+					down := value()
+					at[i] = old
+					tested++
+					if want := (up - down) / (2 * h); math.Abs(want-float64(gradient[i])) > 2e-3+0.01*math.Abs(want) {
+						wrong++
+						if wrong > 10 {
+							t.Errorf("%s %d: gradient %v, central difference %v", what, i, gradient[i], want)
+							return
+						}
+					}
+				}
+			}
+			compare("input", x, dx)
+			compare("weight", net.Flat(), training.Gradient())
+		})
+	}
+}
+
+func TestForwardEqualsGraph(t *testing.T) {
+	for _, d := range networks {
+		net, err := nn.New(d, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const n = 70 // three pieces, the last one short
+		x := fill(rand.New(rand.NewPCG(4, 5)), n*d.Input.Size())
+		attack, err := NewAttack(net, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		logits, _, err := attack.Gradient(x, n, weigh(make([]float32, n*d.Classes()), d.Classes()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		forward, err := nn.NewForward(net, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range forward.Logits(x, n) {
+			if math.Abs(float64(logits[i]-want)) > 1e-5 {
+				t.Fatalf("%s: logit %d is %v in the graph, %v in the forward pass", d.Name, i, logits[i], want)
+			}
+		}
+	}
+}
+
+func TestResultsDoNotDependOnGoroutines(t *testing.T) {
+	const n = 128
+	d := networks[2]
+	x := fill(rand.New(rand.NewPCG(6, 7)), n*d.Input.Size())
+	factor := fill(rand.New(rand.NewPCG(8, 9)), n*d.Classes())
+	var first []float32
+	for _, procs := range []int{1, 2, 5} {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
+		net, err := nn.New(d, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		training, err := NewTraining(net, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := training.Step(x, n, weigh(factor, d.Classes())); err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = training.Gradient()
+		}
+		for i, g := range training.Gradient() {
+			if g != first[i] {
+				t.Fatalf("%d goroutines: gradient %d is %v, with one goroutine %v", procs, i, g, first[i])
+			}
+		}
+	}
+}
+
+func TestWrongRowsAreRefused(t *testing.T) {
+	net, err := nn.New(networks[0], 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attack, err := NewAttack(net, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ values, n int }{{15, 2}, {45, 3}, {15, 0}} {
+		if _, err := attack.Logits(make([]float32, c.values), c.n); err == nil {
+			t.Errorf("%d rows in %d values: no error", c.n, c.values)
+		}
+	}
+}
+
+func wong(b *testing.B) *nn.Network {
+	net, err := nn.New(nn.Description{Name: "wong", Input: nn.Shape{Height: 28, Width: 28, Channels: 1}, Layers: []nn.Layer{
+		{Conv: &nn.Conv{Filters: 16, Kernel: 4, Stride: 2, Padding: 1, ReLU: true}},
+		{Conv: &nn.Conv{Filters: 32, Kernel: 4, Stride: 2, Padding: 1, ReLU: true}},
+		{Dense: &nn.Dense{Units: 100, ReLU: true}}, {Dense: &nn.Dense{Units: 10}}}}, 1)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return net
+}
+
+func BenchmarkAttack(b *testing.B) {
+	const n = 128
+	net := wong(b)
+	attack, err := NewAttack(net, n)
+	if err != nil {
+		b.Fatal(err)
+	}
+	x := fill(rand.New(rand.NewPCG(1, 1)), n*net.Input.Size())
+	loss := weigh(fill(rand.New(rand.NewPCG(1, 2)), n*10), 10)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := attack.Gradient(x, n, loss); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "images/s")
+}
+
+func BenchmarkTraining(b *testing.B) {
+	const n = 128
+	net := wong(b)
+	training, err := NewTraining(net, n)
+	if err != nil {
+		b.Fatal(err)
+	}
+	x := fill(rand.New(rand.NewPCG(1, 1)), n*net.Input.Size())
+	loss := weigh(fill(rand.New(rand.NewPCG(1, 2)), n*10), 10)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := training.Step(x, n, loss); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "images/s")
+}

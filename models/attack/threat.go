@@ -72,40 +72,24 @@ type Ball interface {
 // Linf is the ball in the maximum norm: every pixel may change by the radius.
 type Linf float32
 
-// Project clips every pixel to [clean-r, clean+r] and [0,1]. The bounds are
-// rounded towards clean, so that |x-clean| <= r also holds as float32
-// arithmetic computes it.
+// Project clips every pixel to [clean-r, clean+r] and [0,1].
 func (r Linf) Project(x, clean []float32) {
+	reach := r.reach()
 	clean = clean[:len(x)]
 	for i, v := range x {
-		lo, hi := r.bounds(clean[i])
-		if v < lo {
-			v = lo
-		}
-		if v > hi {
-			v = hi
-		}
-		x[i] = v
+		c := clean[i]
+		x[i] = min(max(v, c-reach, 0), c+reach, 1)
 	}
 }
 
-// bounds returns the least and the greatest value allowed for a pixel of
-// value c in [0,1]. Rounding c-r and c+r moves them by at most half a unit in
-// the last place, so one unit towards c is enough where they are too far.
-func (r Linf) bounds(c float32) (lo, hi float32) {
-	if lo = c - float32(r); lo < 0 {
-		lo = 0
+// reach is the radius less what rounding can add: between 0 and 1, c+reach and
+// c-reach are rounded by at most 2^-25, so that |x-c| <= r also holds as
+// float32 arithmetic computes it. From radius 1 the box alone decides.
+func (r Linf) reach() float32 {
+	if r >= 1 {
+		return 1
 	}
-	if c-lo > float32(r) {
-		lo = math.Float32frombits(math.Float32bits(lo) + 1)
-	}
-	if hi = c + float32(r); hi > 1 {
-		hi = 1
-	}
-	if hi-c > float32(r) {
-		hi = math.Float32frombits(math.Float32bits(hi) - 1)
-	}
-	return lo, hi
+	return max(0, math.Nextafter32(float32(r)-1.0/(1<<25), 0))
 }
 
 // Step adds alpha times the sign of the gradient; a zero gradient leaves its
@@ -150,13 +134,7 @@ type Noisy float32
 // Project clips every pixel to [0,1].
 func (Noisy) Project(x, clean []float32) {
 	for i, v := range x {
-		if v < 0 {
-			v = 0
-		}
-		if v > 1 {
-			v = 1
-		}
-		x[i] = v
+		x[i] = min(max(v, 0), 1)
 	}
 }
 

@@ -1,0 +1,209 @@
+// Package gate decides whether a model may be promoted: a pure function of a
+// policy, the model's evaluation report and that of the model in service.
+package gate
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+
+	"github.com/temper-ml/temper/models/attack"
+	"github.com/temper-ml/temper/models/evaluate"
+	"github.com/temper-ml/temper/models/interval"
+	"github.com/temper-ml/temper/models/strictyaml"
+)
+
+// Policy says what a model must prove. Accuracies are fractions from 0 to 1
+// and are compared with one-sided lower bounds, never with the accuracies
+// themselves. The zero value passes nothing.
+type Policy struct {
+	Threat  attack.Threat `yaml:"threat" json:"threat"`   // the report must be about exactly this one
+	Attacks []string      `yaml:"attacks" json:"attacks"` // white-box attacks that the report must have
+
+	MinCleanAccuracy  float64 `yaml:"min_clean_accuracy" json:"min_clean_accuracy"`
+	MinRobustAccuracy float64 `yaml:"min_robust_accuracy" json:"min_robust_accuracy"` // worst case over all attacks of the report
+
+	// How far each lower bound may be below that of the model in service.
+	MaxCleanRegression  float64 `yaml:"max_clean_regression" json:"max_clean_regression"`
+	MaxRobustRegression float64 `yaml:"max_robust_regression" json:"max_robust_regression"`
+
+	MinSamples int     `yaml:"min_samples" json:"min_samples"`
+	Confidence float64 `yaml:"confidence" json:"confidence"` // of the lower bounds, such as 0.95
+}
+
+// ParsePolicy reads a policy from YAML; every key must be there.
+func ParsePolicy(data []byte) (Policy, error) {
+	var p Policy
+	if err := strictyaml.Decode(data, &p); err != nil {
+		return Policy{}, fmt.Errorf("policy: %w", err)
+	}
+	return p, p.Validate()
+}
+
+// Validate reports what is wrong with the policy, naming the key.
+func (p Policy) Validate() error {
+	if err := p.Threat.Validate(); err != nil {
+		return fmt.Errorf("policy: %w", err)
+	}
+	if len(p.Attacks) == 0 {
+		return errors.New("policy: attacks is empty: name at least one that the report must have")
+	}
+	for _, spec := range p.Attacks {
+		a, err := attack.Parse(spec, p.Threat)
+		if err != nil {
+			return fmt.Errorf("policy: attacks: %w", err)
+		}
+		if a.Name() != spec { // reports have the short name
+			return fmt.Errorf("policy: attacks: write %s as %s", spec, a.Name())
+		}
+	}
+	for _, f := range []struct {
+		key   string
+		value float64
+	}{
+		{"min_clean_accuracy", p.MinCleanAccuracy},
+		{"min_robust_accuracy", p.MinRobustAccuracy},
+		{"max_clean_regression", p.MaxCleanRegression},
+		{"max_robust_regression", p.MaxRobustRegression},
+	} {
+		if !(f.value >= 0 && f.value <= 1) { // false for NaN too
+			return fmt.Errorf("policy: %s is %v: must be a fraction from 0 to 1", f.key, f.value)
+		}
+	}
+	if p.MinSamples < 1 {
+		return fmt.Errorf("policy: min_samples is %d: must be at least 1", p.MinSamples)
+	}
+	if !(p.Confidence >= 0.5 && p.Confidence < 1) {
+		return fmt.Errorf("policy: confidence is %v: must be 0.5 or more and below 1", p.Confidence)
+	}
+	return nil
+}
+
+// fraction is how thresholds are written: no sign, no exponent, no words.
+var fraction = regexp.MustCompile(`^[0-9]+(\.[0-9]+)?$`)
+
+// ParseFraction reads a threshold given as text, such as a workflow
+// parameter: a decimal number from 0 to 1.
+func ParseFraction(name, text string) (float64, error) {
+	const most = 32 // digits; more say nothing to a float64
+	v, err := strconv.ParseFloat(text, 64)
+	if err != nil || len(text) > most || !fraction.MatchString(text) || !(v >= 0 && v <= 1) {
+		return 0, fmt.Errorf("%s is %.40q: must be a fraction from 0 to 1, such as 0.9", name, text)
+	}
+	return v, nil
+}
+
+// Verdict is the decision and what led to it.
+type Verdict struct {
+	Pass    bool     `json:"pass"`
+	Reasons []Reason `json:"reasons"`
+}
+
+// String is "pass" or "fail": what workflows compare.
+func (v Verdict) String() string {
+	if v.Pass {
+		return "pass"
+	}
+	return "fail"
+}
+
+// Reason is one rule of the policy with the figure it was applied to.
+type Reason struct {
+	Rule      string  `json:"rule"` // the policy's key
+	Figure    float64 `json:"figure"`
+	Threshold float64 `json:"threshold"` // the figure must be at least this
+	Pass      bool    `json:"pass"`
+	Text      string  `json:"text"`
+}
+
+func (r Reason) String() string {
+	if r.Pass {
+		return "pass: " + r.Text
+	}
+	return "fail: " + r.Text
+}
+
+// Decide applies the policy. inService is nil where nothing is in service yet;
+// the rules on regression then do not apply. The error is for what cannot be
+// judged (an invalid policy or report, another threat model, reports that
+// cannot be compared); the verdict is then never a pass.
+func Decide(p Policy, candidate, inService *evaluate.Report) (Verdict, error) {
+	if err := p.Validate(); err != nil {
+		return Verdict{}, err
+	}
+	if err := p.accepts(candidate); err != nil {
+		return Verdict{}, fmt.Errorf("gate: candidate: %w", err)
+	}
+	clean := interval.Lower(candidate.CleanCorrect, candidate.Samples, p.Confidence)
+	robust := interval.Lower(candidate.RobustCorrect, candidate.Samples, p.Confidence)
+
+	v := Verdict{Pass: true}
+	rule := func(name string, figure, threshold float64, format string, args ...any) {
+		pass := figure >= threshold // false for NaN too
+		v.Pass = v.Pass && pass
+		v.Reasons = append(v.Reasons, Reason{name, figure, threshold, pass, fmt.Sprintf(format, args...)})
+	}
+	rule("min_samples", float64(candidate.Samples), float64(p.MinSamples),
+		"%d samples, at least %d wanted", candidate.Samples, p.MinSamples)
+	rule("min_clean_accuracy", clean, p.MinCleanAccuracy,
+		"clean accuracy at least %.4f (%d of %d), %.4f wanted", clean, candidate.CleanCorrect, candidate.Samples, p.MinCleanAccuracy)
+	rule("min_robust_accuracy", robust, p.MinRobustAccuracy,
+		"robust accuracy at least %.4f (%d of %d), %.4f wanted", robust, candidate.RobustCorrect, candidate.Samples, p.MinRobustAccuracy)
+	if inService == nil {
+		return v, nil
+	}
+	if err := p.accepts(inService); err != nil {
+		return Verdict{}, fmt.Errorf("gate: model in service: %w", err)
+	}
+	if err := sameMeasure(candidate, inService); err != nil {
+		return Verdict{}, fmt.Errorf("gate: %w", err)
+	}
+	was := interval.Lower(inService.CleanCorrect, inService.Samples, p.Confidence)
+	rule("max_clean_regression", clean, was-p.MaxCleanRegression,
+		"clean accuracy at least %.4f, at least %.4f in service, may fall by %.4f", clean, was, p.MaxCleanRegression)
+	was = interval.Lower(inService.RobustCorrect, inService.Samples, p.Confidence)
+	rule("max_robust_regression", robust, was-p.MaxRobustRegression,
+		"robust accuracy at least %.4f, at least %.4f in service, may fall by %.4f", robust, was, p.MaxRobustRegression)
+	return v, nil
+}
+
+// accepts refuses a report that does not answer the policy's question.
+func (p Policy) accepts(r *evaluate.Report) error {
+	if r == nil {
+		return errors.New("there is no report")
+	}
+	if err := r.Validate(); err != nil {
+		return err
+	}
+	if r.Threat != p.Threat {
+		return fmt.Errorf("the report is about %s epsilon %v, the policy about %s epsilon %v", r.Threat.Norm, r.Threat.Epsilon, p.Threat.Norm, p.Threat.Epsilon)
+	}
+	for _, spec := range p.Attacks {
+		if !has(r, spec) {
+			return fmt.Errorf("the report has no attack %s, which the policy requires", spec)
+		}
+	}
+	return nil
+}
+
+// has reports whether the report has a white-box attack.
+func has(r *evaluate.Report, name string) bool {
+	return slices.ContainsFunc(r.Attacks, func(a evaluate.Attack) bool { return a.Name == name && a.MadeOn == "" })
+}
+
+// sameMeasure refuses reports whose figures do not mean the same: lower bounds
+// differ with the number of samples, and more attacks find more.
+func sameMeasure(candidate, inService *evaluate.Report) error {
+	if candidate.DatasetDigest != inService.DatasetDigest || candidate.Samples != inService.Samples {
+		return fmt.Errorf("the candidate was evaluated on %d samples of %s, the model in service on %d of %s: evaluate both on the same",
+			candidate.Samples, candidate.DatasetDigest, inService.Samples, inService.DatasetDigest)
+	}
+	for _, a := range inService.Attacks {
+		if a.MadeOn == "" && !has(candidate, a.Name) {
+			return fmt.Errorf("the model in service was evaluated under %s, the candidate was not: evaluate both under the same attacks", a.Name)
+		}
+	}
+	return nil
+}

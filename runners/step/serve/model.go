@@ -117,7 +117,7 @@ func (p *predictor) predict(ctx context.Context, probabilities []float32, labels
 }
 
 // softmax fills probabilities and returns the first largest class; ok is
-// false where a logit is NaN or infinite.
+// false where a logit is NaN or +Inf, or all are -Inf.
 func softmax(probabilities, logits []float32) (class int, ok bool) {
 	for j, v := range logits {
 		if v > logits[class] {

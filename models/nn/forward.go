@@ -32,7 +32,7 @@ func NewForward(n *Network, batch int) (*Forward, error) {
 			f.layers = append(f.layers, func(y, x []float32, rows int) { conv.Forward(y, x, weight, bias, rows, l.Conv.ReLU) })
 		case l.MaxPool != nil:
 			pool := l.MaxPool.Kernels(in)
-			which := make([]uint8, batch*out.Size())
+			which := make([]int32, batch*out.Size())
 			f.layers = append(f.layers, func(y, x []float32, rows int) { pool.Forward(y, which, x, rows) })
 		case l.Dense != nil:
 			dense := l.Dense.Kernels(in)

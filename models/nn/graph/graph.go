@@ -402,7 +402,7 @@ func (m *machine) weighted(i int, l nn.Layer, x, w *gorgonia.Node) (*gorgonia.No
 func (m *machine) pool(i int, l nn.Layer, x *gorgonia.Node) (*gorgonia.Node, error) {
 	in, out := m.net.LayerShapes()[i], m.net.LayerShapes()[i+1]
 	arith := l.MaxPool.Kernels(in)
-	which := make([]uint8, m.engine.piece*out.Size())
+	which := make([]int32, m.engine.piece*out.Size())
 	name := fmt.Sprintf("%d.maxpool", i)
 	diff := func(_ gorgonia.Nodes, _, grad *gorgonia.Node) (gorgonia.Nodes, error) {
 		dx, err := m.apply(name+".gradient", in.Size(), func(dx []float32, in [][]float32) {

@@ -1,5 +1,35 @@
 package kernel
 
+import "math"
+
+// Add adds src to dst, which is as long.
+func Add(dst, src []float32) { addTo(dst, src) }
+
+// MaskPositive sets dst to grad where y is positive, and to 0 elsewhere: the
+// gradient of a ReLU with output y. dst may be grad.
+func MaskPositive(dst, grad, y []float32) { maskPositive(dst, grad, y) }
+
+// Step sets dst to x + alpha sign(grad), clamped to [lo, hi] element by
+// element: one step of an attack under the maximum norm. dst may be x. A
+// gradient of zero leaves x where it is.
+func Step(dst, x, grad, lo, hi []float32, alpha float32) { step(dst, x, grad, lo, hi, alpha) }
+
+// AdamStep holds the coefficients of one step of Adam, in the order that the
+// assembly reads them.
+type AdamStep struct {
+	Beta1, Rest1 float32 // decay of the first moment, and 1 minus it
+	Beta2, Rest2 float32 // decay of the second moment, and 1 minus it
+	Rate         float32 // learning rate x sqrt(1 - Beta2^t) / (1 - Beta1^t)
+	Epsilon      float32 // epsilon x sqrt(1 - Beta2^t)
+	Average      float32 // 1 minus the decay of the moving average of the weights
+	Scale        float32 // factor on the gradient, such as that of norm clipping
+}
+
+// Adam updates the weights p with their moments m and v and their exponential
+// moving average, element by element (Kingma and Ba 2015, algorithm 1, with
+// the bias corrections moved into Rate and Epsilon as its section 2 shows).
+func Adam(p, m, v, average, grad []float32, c *AdamStep) { adam(p, m, v, average, grad, c) }
+
 // transpose writes the transpose of src [rows, columns] to dst, in blocks that
 // stay in the first-level cache.
 func transpose(dst, src []float32, rows, columns int) {
@@ -16,13 +46,6 @@ func transpose(dst, src []float32, rows, columns int) {
 	}
 }
 
-// addTo adds src to dst, which is as long.
-func addTo(dst, src []float32) {
-	for i, v := range src {
-		dst[i] += v
-	}
-}
-
 // sumRows sets sum to the sum of the rows of src, each as long as sum.
 func sumRows(sum, src []float32) {
 	clear(sum)
@@ -32,8 +55,18 @@ func sumRows(sum, src []float32) {
 	}
 }
 
-// maximum raises best to x where x is larger, noting place in index there.
-func maximum(best []float32, index []uint8, x []float32, place uint8) {
+// The portable forms; maximum, selected and the exported functions above say
+// what they do.
+
+func addPortable(dst, src []float32) {
+	for i, v := range src {
+		dst[i] += v
+	}
+}
+
+// maximumPortable raises best to x where x is larger, noting place in index
+// there.
+func maximumPortable(best []float32, index []int32, x []float32, place int32) {
 	for i, v := range x {
 		if v > best[i] {
 			best[i], index[i] = v, place
@@ -41,8 +74,9 @@ func maximum(best []float32, index []uint8, x []float32, place uint8) {
 	}
 }
 
-// selected sets dst to src where index names place, and to 0 elsewhere.
-func selected(dst, src []float32, index []uint8, place uint8) {
+// selectedPortable sets dst to src where index names place, and to 0
+// elsewhere.
+func selectedPortable(dst, src []float32, index []int32, place int32) {
 	for i, v := range src {
 		if index[i] == place {
 			dst[i] = v
@@ -52,9 +86,7 @@ func selected(dst, src []float32, index []uint8, place uint8) {
 	}
 }
 
-// MaskPositive sets dst to grad where y is positive, and to 0 elsewhere: the
-// gradient of a ReLU with output y.
-func MaskPositive(dst, grad, y []float32) {
+func maskPositivePortable(dst, grad, y []float32) {
 	for i, v := range y {
 		if v > 0 {
 			dst[i] = grad[i]
@@ -64,5 +96,24 @@ func MaskPositive(dst, grad, y []float32) {
 	}
 }
 
-// Add adds src to dst, which is as long.
-func Add(dst, src []float32) { addTo(dst, src) }
+func stepPortable(dst, x, grad, lo, hi []float32, alpha float32) {
+	for i, v := range x {
+		switch g := grad[i]; {
+		case g > 0:
+			v += alpha
+		case g < 0:
+			v -= alpha
+		}
+		dst[i] = min(max(v, lo[i]), hi[i])
+	}
+}
+
+func adamPortable(p, m, v, average, grad []float32, c *AdamStep) {
+	for i, g := range grad[:len(p)] {
+		g *= c.Scale
+		m[i] = c.Beta1*m[i] + c.Rest1*g
+		v[i] = c.Beta2*v[i] + c.Rest2*(g*g)
+		p[i] -= c.Rate * m[i] / (float32(math.Sqrt(float64(v[i]))) + c.Epsilon)
+		average[i] += c.Average * (p[i] - average[i])
+	}
+}

@@ -190,7 +190,7 @@ type MaxPool struct {
 
 // Forward computes y and, in which, the place of each maximum inside its
 // window, row-major; the first of equal values wins.
-func (p *MaxPool) Forward(y []float32, which []uint8, x []float32, rows int) {
+func (p *MaxPool) Forward(y []float32, which []int32, x []float32, rows int) {
 	oh, ow, ch := p.Height/p.Size, p.Width/p.Size, p.Channels
 	out := 0
 	for r := range rows {
@@ -202,7 +202,7 @@ func (p *MaxPool) Forward(y []float32, which []uint8, x []float32, rows int) {
 				clear(index)
 				for tap := 1; tap < p.Size*p.Size; tap++ {
 					at := ((oy*p.Size+tap/p.Size)*p.Width + ox*p.Size + tap%p.Size) * ch
-					maximum(best, index, image[at:][:ch], uint8(tap))
+					maximum(best, index, image[at:][:ch], int32(tap))
 				}
 				out += ch
 			}
@@ -211,7 +211,7 @@ func (p *MaxPool) Forward(y []float32, which []uint8, x []float32, rows int) {
 }
 
 // Backward computes dx: each window's gradient goes to its maximum.
-func (p *MaxPool) Backward(dx, dy []float32, which []uint8, rows int) {
+func (p *MaxPool) Backward(dx, dy []float32, which []int32, rows int) {
 	oh, ow, ch := p.Height/p.Size, p.Width/p.Size, p.Channels
 	if p.Height%p.Size != 0 || p.Width%p.Size != 0 {
 		clear(dx[:rows*p.Height*p.Width*ch])
@@ -223,7 +223,7 @@ func (p *MaxPool) Backward(dx, dy []float32, which []uint8, rows int) {
 			for ox := range ow {
 				for tap := range p.Size * p.Size {
 					at := ((oy*p.Size+tap/p.Size)*p.Width + ox*p.Size + tap%p.Size) * ch
-					selected(image[at:][:ch], dy[in:][:ch], which[in:][:ch], uint8(tap))
+					selected(image[at:][:ch], dy[in:][:ch], which[in:][:ch], int32(tap))
 				}
 				in += ch
 			}
@@ -231,5 +231,5 @@ func (p *MaxPool) Backward(dx, dy []float32, which []uint8, rows int) {
 	}
 }
 
-// MaxWindow is the largest window of a MaxPool: a place in it is one byte.
+// MaxWindow is the largest window of a MaxPool: far above any network in use.
 const MaxWindow = 15

@@ -1,5 +1,162 @@
 package kernel
 
-func available() []string { return []string{"portable"} }
+import (
+	"unsafe"
 
-func (p *product) dispatch() { p.portable() }
+	"golang.org/x/sys/cpu"
+)
+
+//go:generate go run ./asm -out path_amd64.s -stubs stubs_amd64.go -pkg kernel
+
+func available() (paths []string) {
+	if cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VL && cpu.X86.HasAVX2 && cpu.X86.HasFMA {
+		paths = append(paths, "avx512")
+	}
+	if cpu.X86.HasAVX2 && cpu.X86.HasFMA {
+		paths = append(paths, "avx2")
+	}
+	return append(paths, "portable")
+}
+
+// tile is what a micro-kernel reads; asm/main.go knows its layout. Strides
+// count bytes. aNext and bNext lead from the end of one segment to the start
+// of the next.
+type tile struct {
+	a, b, c, bias      unsafe.Pointer
+	segments, steps    uintptr
+	aRow, aStep, aNext uintptr
+	bStep, bNext       uintptr
+	cRow               uintptr
+	mask               uintptr // avx512: bits of the columns in use; avx2: address of 8 lanes
+	flags              uintptr // 1: add to c; 2: clamp at 0
+}
+
+// lanes holds a mask of k leading lanes at lanes[8-k].
+var lanes = [16]int32{-1, -1, -1, -1, -1, -1, -1, -1}
+
+func (p *product) dispatch() {
+	switch path {
+	case "avx512":
+		p.vectors(14, 16)
+	case "avx2":
+		p.vectors(6, 8)
+	default:
+		p.portable()
+	}
+}
+
+// vectors covers c with tiles of at most maxRows rows and two vectors of the
+// given width: strips of columns outside, so that a strip of b stays in the
+// first-level cache while the rows of a pass by.
+func (p *product) vectors(maxRows, width int) {
+	const float = unsafe.Sizeof(float32(0))
+	t := tile{
+		segments: uintptr(p.segments), steps: uintptr(p.steps),
+		aRow: uintptr(p.aRow) * float, aStep: uintptr(p.aStep) * float,
+		aNext: uintptr(p.aSegment-p.steps*p.aStep) * float,
+		bStep: uintptr(p.bStep) * float,
+		bNext: uintptr(p.bSegment-p.steps*p.bStep) * float,
+		cRow:  uintptr(p.cRow) * float,
+	}
+	if p.add {
+		t.flags |= 1
+	}
+	if p.relu {
+		t.flags |= 2
+	}
+	tiles := (p.m + maxRows - 1) / maxRows
+	for j := 0; j < p.n; {
+		columns, vectors, masked := strip(p.n-j, width)
+		if masked {
+			if width == 16 {
+				t.mask = 1<<columns - 1
+			} else {
+				t.mask = uintptr(unsafe.Pointer(&lanes[8-columns])) // a global: never moves
+			}
+		}
+		t.b = unsafe.Pointer(&p.b[j])
+		if p.bias != nil {
+			t.bias = unsafe.Pointer(&p.bias[j])
+		}
+		for i, n := 0, 0; n < tiles; n++ {
+			next := p.m * (n + 1) / tiles // tiles of even height: none is left with a row or two
+			t.a = unsafe.Pointer(&p.a[i*p.aRow])
+			t.c = unsafe.Pointer(&p.c[i*p.cRow+j])
+			micro(width, next-i, vectors, masked, (*[14]uintptr)(unsafe.Pointer(&t)))
+			i = next
+		}
+		j += columns
+	}
+}
+
+// strip chooses the next columns to work on: two full vectors, else what is
+// left in one or two, the last of them masked.
+func strip(left, width int) (columns, vectors int, masked bool) {
+	switch {
+	case left >= 2*width:
+		return 2 * width, 2, false
+	case left > width && width == 16:
+		return left, 2, true
+	case left >= width:
+		return width, 1, false
+	}
+	return left, 1, true
+}
+
+func vectorised() bool { return path != "portable" }
+
+func addTo(dst, src []float32) {
+	i := 0
+	if n := len(src) / 8; n > 0 && vectorised() {
+		addVectors(&dst[:len(src)][0], &src[0], n)
+		i = n * 8
+	}
+	addPortable(dst[i:], src[i:])
+}
+
+func maximum(best []float32, index []int32, x []float32, place int32) {
+	i := 0
+	if n := len(x) / 8; n > 0 && vectorised() {
+		maximumVectors(&best[:len(x)][0], &index[:len(x)][0], &x[0], place, n)
+		i = n * 8
+	}
+	maximumPortable(best[i:], index[i:], x[i:], place)
+}
+
+func selected(dst, src []float32, index []int32, place int32) {
+	i := 0
+	if n := len(src) / 8; n > 0 && vectorised() {
+		selectedVectors(&dst[:len(src)][0], &src[0], &index[:len(src)][0], place, n)
+		i = n * 8
+	}
+	selectedPortable(dst[i:], src[i:], index[i:], place)
+}
+
+func maskPositive(dst, grad, y []float32) {
+	i := 0
+	if n := len(y) / 8; n > 0 && vectorised() {
+		maskPositiveVectors(&dst[:len(y)][0], &grad[:len(y)][0], &y[0], n)
+		i = n * 8
+	}
+	maskPositivePortable(dst[i:], grad[i:], y[i:])
+}
+
+func step(dst, x, grad, lo, hi []float32, alpha float32) {
+	i := 0
+	if n := len(x) / 8; n > 0 && vectorised() {
+		k := len(x)
+		stepVectors(&dst[:k][0], &x[0], &grad[:k][0], &lo[:k][0], &hi[:k][0], alpha, n)
+		i = n * 8
+	}
+	stepPortable(dst[i:], x[i:], grad[i:], lo[i:], hi[i:], alpha)
+}
+
+func adam(p, m, v, average, grad []float32, c *AdamStep) {
+	i := 0
+	if n := len(p) / 8; n > 0 && vectorised() {
+		k := len(p)
+		adamVectors(&p[0], &m[:k][0], &v[:k][0], &average[:k][0], &grad[:k][0], (*[8]float32)(unsafe.Pointer(c)), n)
+		i = n * 8
+	}
+	adamPortable(p[i:], m[i:], v[i:], average[i:], grad[i:], c)
+}

@@ -5,3 +5,23 @@ package kernel
 func available() []string { return []string{"portable"} }
 
 func (p *product) dispatch() { p.portable() }
+
+func addTo(dst, src []float32) { addPortable(dst, src) }
+
+func maximum(best []float32, index []int32, x []float32, place int32) {
+	maximumPortable(best, index, x, place)
+}
+
+func selected(dst, src []float32, index []int32, place int32) {
+	selectedPortable(dst, src, index, place)
+}
+
+func maskPositive(dst, grad, y []float32) { maskPositivePortable(dst, grad, y) }
+
+func step(dst, x, grad, lo, hi []float32, alpha float32) {
+	stepPortable(dst, x, grad, lo, hi, alpha)
+}
+
+func adam(p, m, v, average, grad []float32, c *AdamStep) {
+	adamPortable(p, m, v, average, grad, c)
+}

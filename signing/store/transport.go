@@ -1,0 +1,110 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+)
+
+// Bounds on requests to a registry.
+const (
+	// dialTimeout is generous for a registry in another continent.
+	dialTimeout = 5 * time.Second
+	// maxManifest is what the OCI distribution specification asks registries
+	// to accept at least; no manifest of ours is above a few kilobytes.
+	maxManifest = 4 << 20
+)
+
+// stallTimeout is how long a registry may send nothing, before and during its
+// answer. A variable for tests only.
+var stallTimeout = 30 * time.Second
+
+// retryBackoff: three tries, 0.2 and 0.6 seconds apart. What takes longer to
+// recover is retried by whoever runs the step. A variable for tests only.
+var retryBackoff = remote.Backoff{Duration: 200 * time.Millisecond, Factor: 3, Jitter: 0.1, Steps: 3}
+
+var errStalled = errors.New("the registry stopped sending")
+
+type tooLargeError struct{ limit int64 }
+
+func (e *tooLargeError) Error() string {
+	return fmt.Sprintf("the registry's answer is larger than %d bytes", e.limit)
+}
+
+// sharedTransport keeps connections between references to one registry.
+var sharedTransport = sync.OnceValue(func() http.RoundTripper {
+	t := remote.DefaultTransport.(*http.Transport).Clone()
+	t.DialContext = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext
+	return &boundedTransport{inner: t}
+})
+
+// boundedTransport bounds how long an answer stalls, and how large it is where
+// it is not a blob: blobs are bounded by their descriptor.
+type boundedTransport struct{ inner http.RoundTripper }
+
+func (t *boundedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(req.Context())
+	watch := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
+	if req.Body != nil && req.Body != http.NoBody {
+		body := *req
+		body.Body = &watched{ReadCloser: req.Body, ctx: ctx, watch: watch}
+		req = &body
+	}
+	resp, err := t.inner.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		watch.Stop()
+		cancel(nil)
+		if errors.Is(context.Cause(ctx), errStalled) {
+			err = fmt.Errorf("%w for %v", errStalled, stallTimeout)
+		}
+		return nil, err
+	}
+	watch.Reset(stallTimeout)
+	body := &watched{ReadCloser: resp.Body, ctx: ctx, watch: watch, done: func() { watch.Stop(); cancel(nil) }}
+	if !strings.Contains(req.URL.Path, "/blobs/") {
+		body.limited, body.left = true, maxManifest
+	}
+	resp.Body = body
+	return resp, nil
+}
+
+// watched is a request's or answer's body that pushes the stall timer on.
+type watched struct {
+	io.ReadCloser
+	ctx     context.Context
+	watch   *time.Timer
+	done    func()
+	limited bool
+	left    int64
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	n, err := w.ReadCloser.Read(p)
+	if n > 0 {
+		w.watch.Reset(stallTimeout)
+	}
+	if w.limited {
+		if w.left -= int64(n); w.left < 0 {
+			return 0, &tooLargeError{limit: maxManifest}
+		}
+	}
+	if err != nil && err != io.EOF && errors.Is(context.Cause(w.ctx), errStalled) {
+		err = fmt.Errorf("%w for %v", errStalled, stallTimeout)
+	}
+	return n, err
+}
+
+func (w *watched) Close() error {
+	if w.done != nil {
+		defer w.done()
+	}
+	return w.ReadCloser.Close()
+}

@@ -107,7 +107,6 @@ func (r *Recipe) Validate() error {
 	if len(r.Phases) < 1 || len(r.Phases) > maxPhases {
 		return fmt.Errorf("phases: %d of them: must be 1 to %d", len(r.Phases), maxPhases)
 	}
-	adversarial := false
 	for i, p := range r.Phases {
 		if err := p.validate(); err != nil {
 			return fmt.Errorf("phases[%d].%w", i, err)
@@ -115,12 +114,11 @@ func (r *Recipe) Validate() error {
 		if p.Method == "trades" && r.CleanShare > 0 {
 			return fmt.Errorf("clean_share is %v, but phases[%d].method is trades, which has a clean image beside each adversarial one: remove clean_share", r.CleanShare, i)
 		}
-		adversarial = adversarial || p.Method != "standard"
 	}
-	if !adversarial && r.CleanShare > 0 {
+	if !r.adversarial() && r.CleanShare > 0 {
 		return fmt.Errorf("clean_share is %v, but every phase is standard: remove clean_share", r.CleanShare)
 	}
-	if !adversarial && r.Guard {
+	if !r.adversarial() && r.Guard {
 		return fmt.Errorf("guard is on, but every phase is standard and cannot overfit to an attack: remove guard")
 	}
 	if e := r.Epochs(); e > maxEpochs {
@@ -167,6 +165,16 @@ func (r *Recipe) Epochs() float64 {
 		total += p.Epochs
 	}
 	return total
+}
+
+// uses reports whether a phase has the method.
+func (r *Recipe) uses(method string) bool {
+	return slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Method == method })
+}
+
+// adversarial reports whether a phase trains on adversarial images.
+func (r *Recipe) adversarial() bool {
+	return slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Method != "standard" })
 }
 
 // WithEpochs returns the recipe with its phases and ramps stretched or shrunk

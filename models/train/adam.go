@@ -1,0 +1,135 @@
+package train
+
+import (
+	"math"
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
+
+// snapshot is what an optimiser step changes: enough to go back to, or to
+// resume from.
+type snapshot struct {
+	updates int       // optimiser steps so far
+	weights []float32 // the network's flat parameter vector
+	m, v    []float32 // Adam's running means of the gradient and of its square
+	ema     []float32 // moving average of the weights; empty without EMA
+}
+
+func newSnapshot(weights []float32, ema bool) snapshot {
+	s := snapshot{weights: weights, m: make([]float32, len(weights)), v: make([]float32, len(weights))}
+	if ema {
+		s.ema = make([]float32, len(weights))
+		copy(s.ema, weights)
+	}
+	return s
+}
+
+// vectors lists the snapshot's memory in the order of the checkpoint file.
+func (s *snapshot) vectors() [][]float32 { return [][]float32{s.weights, s.m, s.v, s.ema} }
+
+func (s *snapshot) copyFrom(o *snapshot) {
+	s.updates = o.updates
+	for i, to := range s.vectors() {
+		copy(to, o.vectors()[i])
+	}
+}
+
+// chunk is the number of parameters one goroutine works on at a time. It is
+// fixed, so that sums over chunks do not depend on the number of processors.
+const chunk = 16 << 10
+
+// chunks calls work for every chunk of n values, from all processors.
+func chunks(n int, work func(i, lo, hi int)) {
+	var next atomic.Int64
+	total := (n + chunk - 1) / chunk
+	loop := func() {
+		for i := int(next.Add(1)) - 1; i < total; i = int(next.Add(1)) - 1 {
+			work(i, i*chunk, min((i+1)*chunk, n))
+		}
+	}
+	var wait sync.WaitGroup
+	for range min(total, runtime.GOMAXPROCS(0)) - 1 {
+		wait.Go(loop)
+	}
+	loop()
+	wait.Wait()
+}
+
+// norm is the Euclidean norm of the gradient: NaN or infinite if any of its
+// values is. partial holds a sum for each chunk.
+func norm(gradient []float32, partial []float64) float64 {
+	chunks(len(gradient), func(i, lo, hi int) {
+		sum := 0.0
+		for _, g := range gradient[lo:hi] {
+			sum += float64(g) * float64(g)
+		}
+		partial[i] = sum
+	})
+	total := 0.0
+	for _, sum := range partial {
+		total += sum
+	}
+	return math.Sqrt(total)
+}
+
+// update takes one step of Adam (Kingma and Ba 2015) down the gradient times
+// scale, and of the weights' moving average.
+//
+// The average's decay starts low, (1+t)/(10+t), so that it forgets the first
+// weights also in a short training.
+func (s *snapshot) update(gradient []float32, scale, rate float64, a Adam, decay float64) {
+	s.updates++
+	t := float64(s.updates)
+	c := coefficients{
+		scale: float32(scale),
+		beta1: float32(a.Beta1), rest1: float32(1 - a.Beta1),
+		beta2: float32(a.Beta2), rest2: float32(1 - a.Beta2),
+		rate:    float32(rate / (1 - math.Pow(a.Beta1, t))),
+		unbias:  float32(1 / math.Sqrt(1-math.Pow(a.Beta2, t))),
+		epsilon: float32(a.Epsilon),
+		forget:  float32(1 - min(decay, (1+t)/(10+t))),
+	}
+	chunks(len(gradient), func(_, lo, hi int) {
+		if len(s.ema) == 0 {
+			c.adam(s.weights[lo:hi], s.m[lo:hi], s.v[lo:hi], gradient[lo:hi])
+		} else {
+			c.adamEMA(s.weights[lo:hi], s.m[lo:hi], s.v[lo:hi], s.ema[lo:hi], gradient[lo:hi])
+		}
+	})
+}
+
+// coefficients are the factors of one optimiser step, the same for every
+// parameter.
+type coefficients struct {
+	scale                      float32 // of the gradient, to clip its norm
+	beta1, rest1, beta2, rest2 float32
+	rate, unbias, epsilon      float32 // w -= rate m / (unbias sqrt(v) + epsilon)
+	forget                     float32 // ema += forget (w - ema)
+}
+
+// adam updates parameters w with gradients g in one pass over memory.
+func (c *coefficients) adam(w, m, v, g []float32) {
+	m, v, g = m[:len(w)], v[:len(w)], g[:len(w)]
+	for i := range w {
+		d := g[i] * c.scale
+		mean := c.beta1*m[i] + c.rest1*d
+		square := c.beta2*v[i] + c.rest2*d*d
+		m[i], v[i] = mean, square
+		w[i] -= c.rate * mean / (c.unbias*float32(math.Sqrt(float64(square))) + c.epsilon)
+	}
+}
+
+// adamEMA is adam, and the moving average in the same pass.
+func (c *coefficients) adamEMA(w, m, v, ema, g []float32) {
+	m, v, ema, g = m[:len(w)], v[:len(w)], ema[:len(w)], g[:len(w)]
+	for i := range w {
+		d := g[i] * c.scale
+		mean := c.beta1*m[i] + c.rest1*d
+		square := c.beta2*v[i] + c.rest2*d*d
+		m[i], v[i] = mean, square
+		now := w[i] - c.rate*mean/(c.unbias*float32(math.Sqrt(float64(square)))+c.epsilon)
+		w[i] = now
+		ema[i] += c.forget * (now - ema[i])
+	}
+}

@@ -69,7 +69,11 @@ func (l *layout) open() error {
 	}
 	marker, err := readRegular(root, ocispec.ImageLayoutFile, 4096)
 	if errors.Is(err, fs.ErrNotExist) {
-		if entries, err := fs.ReadDir(root.FS(), "."); err != nil || len(entries) > 0 {
+		// Empty, or being made by another process at this moment.
+		entries, err := fs.ReadDir(root.FS(), ".")
+		if err != nil || slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+			return e.Name() != partFolder && e.Name() != filepath.Dir(blobFolder) && e.Name() != lockFile && e.Name() != ocispec.ImageLayoutFile
+		}) {
 			root.Close()
 			return fmt.Errorf("oci:%s holds files but is no OCI layout (it has no file %s): name an empty or a new folder", l.dir, ocispec.ImageLayoutFile)
 		}

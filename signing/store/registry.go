@@ -557,6 +557,7 @@ func (g *Registry) missing(data []byte, mediaType string) (string, error) {
 func (g *Registry) delete(w http.ResponseWriter, repository, target string) {
 	found := false
 	err := g.change(func(entries []entry) ([]entry, error) {
+		g.reads = nil // rebuilt without it by the next read
 		var out []entry
 		for _, e := range entries {
 			switch {
@@ -612,7 +613,7 @@ func (g *Registry) change(edit func([]entry) ([]entry, error)) error {
 		return nil
 	}
 	info, err := g.layout.writeIndex(entries)
-	if err != nil || len(entries) < len(before) {
+	if err != nil {
 		g.reads = nil
 		return err
 	}

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -57,7 +59,7 @@ func places(t *testing.T) map[string]string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { g.Close() })
-	memory := httptest.NewServer(registry.New(registry.WithReferrersSupport(true)))
+	memory := httptest.NewServer(registry.New(registry.WithReferrersSupport(true), registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(memory.Close)
 	return map[string]string{
 		"folder":  "oci:" + filepath.Join(t.TempDir(), "layout"),
@@ -484,7 +486,7 @@ func TestCase16FullDiskAndReadOnlyLayout(t *testing.T) {
 // hostile is a registry whose answers a test changes.
 func hostile(t *testing.T, change func(w http.ResponseWriter, req *http.Request, next http.Handler)) string {
 	t.Helper()
-	inner := registry.New(registry.WithReferrersSupport(true))
+	inner := registry.New(registry.WithReferrersSupport(true), registry.Logger(log.New(io.Discard, "", 0)))
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { change(w, req, inner) }))
 	t.Cleanup(s.Close)
 	return strings.TrimPrefix(s.URL, "http://") + "/m"
@@ -631,7 +633,7 @@ func TestCase36FailingRegistry(t *testing.T) {
 				}
 				next.ServeHTTP(w, req)
 			})
-			at := mustPush(t, place+":v1", &Artifact{Type: testType, Files: []File{{Name: "x", Data: []byte("x")}}})
+			at := mustPush(t, place+":v1", &Artifact{Type: testType, Files: []File{{Name: "x", Data: bytes.Repeat([]byte("begin"), 200_000)}}})
 			failing = true
 			_, err := Pull(t.Context(), at, Want{})
 			var down *Unavailable

@@ -19,8 +19,8 @@ import (
 // and are compared with one-sided lower bounds, never with the accuracies
 // themselves. The zero value passes nothing.
 type Policy struct {
-	Threat  attack.Threat `yaml:"threat" json:"threat"`   // the report must be about exactly this one
-	Attacks []string      `yaml:"attacks" json:"attacks"` // white-box attacks that the report must have
+	Threat  attack.Threat `yaml:"threat,omitempty" json:"threat"` // the report must be about exactly this one; a zoo file gives it once for all
+	Attacks []string      `yaml:"attacks" json:"attacks"`         // white-box attacks that the report must have
 
 	MinCleanAccuracy  float64 `yaml:"min_clean_accuracy" json:"min_clean_accuracy"`
 	MinRobustAccuracy float64 `yaml:"min_robust_accuracy" json:"min_robust_accuracy"` // worst case over all attacks of the report

@@ -1,0 +1,228 @@
+package gate
+
+import (
+	"encoding/json"
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/temper-ml/temper/models/attack"
+	"github.com/temper-ml/temper/models/evaluate"
+	"github.com/temper-ml/temper/models/interval"
+	"github.com/temper-ml/temper/models/nn"
+)
+
+var policy = Policy{
+	Threat: attack.Threat{Norm: "linf", Epsilon: 0.3}, Attacks: []string{"fgsm", "pgd-20"},
+	MinCleanAccuracy: 0.97, MinRobustAccuracy: 0.90,
+	MaxCleanRegression: 0.01, MaxRobustRegression: 0.02,
+	MinSamples: 1000, Confidence: 0.95,
+}
+
+// report is a consistent report of a model with two classes.
+func report(samples, clean, robust int) *evaluate.Report {
+	r := &evaluate.Report{
+		Network: "wong", Dataset: "mnist", DatasetDigest: "sha256:test",
+		Threat: policy.Threat, Samples: samples, Confidence: evaluate.Confidence,
+		CleanCorrect: clean, RobustCorrect: robust,
+		Classes: []evaluate.Class{{Name: "0"}, {Name: "1"}},
+		Confusion: evaluate.Confusion{
+			Clean:       [][]int{{clean, samples - clean}, {0, 0}},
+			Adversarial: [][]int{{robust, samples - robust}, {0, 0}},
+		},
+		Shape: nn.Shape{Height: 1, Width: 1, Channels: 1},
+	}
+	n := float64(samples)
+	bound := func(k int) float64 { return interval.Lower(k, samples, evaluate.Confidence) }
+	r.CleanAccuracy, r.CleanAccuracyLowerBound = float64(clean)/n, bound(clean)
+	r.RobustAccuracy, r.RobustAccuracyLowerBound = float64(robust)/n, bound(robust)
+	for _, name := range policy.Attacks {
+		r.Attacks = append(r.Attacks, evaluate.Attack{
+			Name: name, Correct: robust, Accuracy: float64(robust) / n, AccuracyLowerBound: bound(robust),
+			Broken: clean - robust, SuccessRate: float64(clean-robust) / float64(clean),
+		})
+	}
+	return r
+}
+
+func TestDecide(t *testing.T) {
+	for name, c := range map[string]struct {
+		candidate, inService *evaluate.Report
+		pass                 bool
+		failed               string // the rules that fail
+	}{
+		"good":                       {report(10000, 9900, 9300), nil, true, ""},
+		"better than in service":     {report(10000, 9900, 9300), report(10000, 9910, 100), true, ""},
+		"not accurate":               {report(10000, 9600, 9300), nil, false, "min_clean_accuracy"},
+		"not robust":                 {report(10000, 9900, 8900), nil, false, "min_robust_accuracy"},
+		"ten samples":                {report(10, 10, 10), nil, false, "min_samples min_clean_accuracy min_robust_accuracy"},
+		"less accurate than service": {report(10000, 9780, 9300), report(10000, 9900, 9300), false, "max_clean_regression"},
+		"less robust than service":   {report(10000, 9900, 9300), report(10000, 9900, 9600), false, "max_robust_regression"},
+		"a little less than service": {report(10000, 9850, 9300), report(10000, 9900, 9400), true, ""},
+		"everything":                 {report(10000, 9000, 5000), report(10000, 9900, 9400), false, "min_clean_accuracy min_robust_accuracy max_clean_regression max_robust_regression"},
+	} {
+		v, err := Decide(policy, c.candidate, c.inService)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		var failed []string
+		for _, r := range v.Reasons {
+			if !r.Pass {
+				failed = append(failed, r.Rule)
+			}
+		}
+		if v.Pass != c.pass || strings.Join(failed, " ") != c.failed {
+			t.Errorf("%s: %v because of %q, want %v because of %q", name, v, failed, c.pass, c.failed)
+		}
+		if want := map[bool]string{true: "pass", false: "fail"}[c.pass]; v.String() != want {
+			t.Errorf("%s: %q, want %q", name, v.String(), want)
+		}
+		if rules := 3; c.inService == nil && len(v.Reasons) != rules || c.inService != nil && len(v.Reasons) != rules+2 {
+			t.Errorf("%s: %d reasons", name, len(v.Reasons))
+		}
+		if data, err := json.Marshal(v); err != nil || !strings.Contains(string(data), `"pass":`) {
+			t.Errorf("%s: JSON %s, %v", name, data, err)
+		}
+	}
+}
+
+// 903 of 1,000 is 90.3%, but proves only 88.6%; 9,060 of 10,000 proves 90.1%.
+func TestCase51DecisionsAreOnTheLowerBound(t *testing.T) {
+	small, err := Decide(policy, report(1000, 1000, 903), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large, err := Decide(policy, report(10000, 9990, 9060), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if small.Pass || !large.Pass {
+		t.Errorf("903 of 1000: %v; 9060 of 10000: %v; want fail, pass", small, large)
+	}
+}
+
+func TestCase50TenSamplesAreRefused(t *testing.T) {
+	lenient := policy
+	lenient.MinCleanAccuracy, lenient.MinRobustAccuracy = 0, 0
+	if v, err := Decide(lenient, report(10, 10, 10), nil); err != nil || v.Pass {
+		t.Errorf("ten samples: %v, %v", v, err)
+	}
+}
+
+// Where figures cannot be judged there is an error, and never a pass.
+func TestWhatCannotBeJudged(t *testing.T) {
+	good := report(10000, 9900, 9300)
+	changed := func(f func(*evaluate.Report)) *evaluate.Report {
+		r := report(10000, 9900, 9300)
+		f(r)
+		return r
+	}
+	for want, c := range map[string]struct{ candidate, inService *evaluate.Report }{
+		"there is no report":                     {nil, nil},
+		"samples is absent":                      {&evaluate.Report{}, nil},
+		"clean_accuracy":                         {changed(func(r *evaluate.Report) { r.CleanAccuracy = 0 }), nil},
+		"lower bound of robust_accuracy":         {changed(func(r *evaluate.Report) { r.RobustAccuracyLowerBound = 0.99 }), nil},
+		"robust_accuracy is NaN":                 {changed(func(r *evaluate.Report) { r.RobustAccuracy = math.NaN() }), nil},
+		"about linf epsilon 0.15":                {changed(func(r *evaluate.Report) { r.Threat.Epsilon = 0.15 }), nil},
+		"no attack pgd-20":                       {changed(func(r *evaluate.Report) { r.Attacks = r.Attacks[:1] }), nil},
+		"no attack fgsm":                         {changed(func(r *evaluate.Report) { r.Attacks[0].MadeOn = "sha256:other" }), nil},
+		"model in service: report":               {good, &evaluate.Report{}},
+		"evaluate both on the same":              {good, changed(func(r *evaluate.Report) { r.DatasetDigest = "sha256:other" })},
+		"evaluate both under the same attacks":   {good, changed(func(r *evaluate.Report) { r.Attacks = append(r.Attacks, r.Attacks[0]); r.Attacks[2].Name = "pgd-50" })},
+		"the model in service on 5000 of sha256": {good, report(5000, 4990, 4700)},
+	} {
+		v, err := Decide(policy, c.candidate, c.inService)
+		if err == nil || !strings.Contains(err.Error(), want) || v.Pass || v.String() != "fail" {
+			t.Errorf("%v, error %v, want %q", v, err, want)
+		}
+	}
+	if v, err := Decide(Policy{}, good, nil); err == nil || v.Pass {
+		t.Errorf("the zero policy: %v, %v", v, err)
+	}
+}
+
+var badNumbers = []string{"NaN", "nan", ".nan", "-1", "-0.5", "1e309", "1e-3", "0,9", "", " ", "0.9 ", "+0.9", "inf", "-inf", "0x1p-1", "1_0", "1.1", "90%", "0.9.9", ".", "٠", strings.Repeat("0", 100)}
+
+func TestCase11ThresholdsAreNumbersOrBadInput(t *testing.T) {
+	for _, text := range badNumbers {
+		if v, err := ParseFraction("min-robust-accuracy", text); err == nil {
+			t.Errorf("%q is read as %v", text, v)
+		} else if !strings.Contains(err.Error(), "min-robust-accuracy") {
+			t.Errorf("%q: the error does not name the parameter: %v", text, err)
+		}
+	}
+	for text, want := range map[string]float64{"0": 0, "1": 1, "0.9": 0.9, "1.0": 1, "0.975": 0.975} {
+		if v, err := ParseFraction("x", text); err != nil || v != want {
+			t.Errorf("%q is read as %v, %v", text, v, err)
+		}
+	}
+	const good = `
+threat: {norm: linf, epsilon: 0.3}
+attacks: [fgsm]
+min_clean_accuracy: 0.97
+min_robust_accuracy: 0.9
+max_clean_regression: 0.01
+max_robust_regression: 0.02
+min_samples: 1000
+confidence: 0.95
+`
+	if _, err := ParsePolicy([]byte(good)); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(strings.TrimSpace(good), "\n") {
+		key, old, _ := strings.Cut(line, ":")
+		if _, err := ParsePolicy([]byte(strings.Replace(good, line+"\n", "", 1))); err == nil {
+			t.Errorf("a policy without %s is accepted", key)
+		}
+		for _, text := range []string{"NaN", ".nan", "-1", "1e309", "0,9", "", "1.5.", ".inf", "2000.5"} {
+			if _, err := ParsePolicy([]byte(strings.Replace(good, line, key+": "+text, 1))); err == nil {
+				t.Errorf("%s: %s instead of %s is accepted", key, text, old)
+			}
+		}
+	}
+}
+
+// Whatever the figures: nothing with NaN passes, and what passes holds the
+// thresholds.
+func FuzzDecide(f *testing.F) {
+	f.Add(0.97, 0.9, 0.01, 0.02, 0.95, 0.3, 1000, 10000, 9900, 9300, math.NaN(), uint8(0))
+	f.Add(0.97, 0.9, 0.01, 0.02, 0.95, 0.3, 1000, 10000, 9900, 9300, 0.5, uint8(255))
+	f.Add(math.NaN(), 0.9, 0.01, 0.02, 0.95, 0.3, 1, 10000, 9900, 9300, 0.99, uint8(1))
+	f.Add(0.0, 0.0, 1.0, 1.0, 0.5, 0.3, 1, 1, 1, 1, math.NaN(), uint8(3))
+	f.Fuzz(func(t *testing.T, minClean, minRobust, dropClean, dropRobust, confidence, epsilon float64, minSamples, samples, clean, robust int, planted float64, where uint8) {
+		if samples < 1 || samples > 20000 || clean < 1 || clean > samples || robust < 0 || robust > clean {
+			return
+		}
+		p := Policy{
+			Threat: attack.Threat{Norm: "linf", Epsilon: epsilon}, Attacks: []string{"fgsm"},
+			MinCleanAccuracy: minClean, MinRobustAccuracy: minRobust, MaxCleanRegression: dropClean, MaxRobustRegression: dropRobust,
+			MinSamples: minSamples, Confidence: confidence,
+		}
+		r := report(samples, clean, robust)
+		r.Threat = p.Threat
+		inService := report(samples, clean, robust)
+		inService.Threat = p.Threat
+		spots := []*float64{&r.CleanAccuracy, &r.CleanAccuracyLowerBound, &r.RobustAccuracy, &r.RobustAccuracyLowerBound, &r.Confidence, &r.Threat.Epsilon,
+			&r.Attacks[0].Accuracy, &r.Attacks[0].AccuracyLowerBound, &r.Attacks[0].SuccessRate, &inService.RobustAccuracy, &inService.CleanAccuracyLowerBound}
+		isPlanted := int(where) < len(spots)
+		if isPlanted {
+			*spots[where] = planted
+		}
+		v, err := Decide(p, r, inService)
+		if !v.Pass {
+			return
+		}
+		for _, x := range []float64{minClean, minRobust, dropClean, dropRobust, confidence, epsilon} {
+			if math.IsNaN(x) {
+				t.Errorf("passes with a policy of NaN: %+v", p)
+			}
+		}
+		if isPlanted && math.IsNaN(planted) {
+			t.Errorf("passes with a NaN in figure %d", where)
+		}
+		if err != nil || samples < minSamples || interval.Lower(clean, samples, confidence) < minClean || interval.Lower(robust, samples, confidence) < minRobust {
+			t.Errorf("passes: %v, %+v, %d clean and %d robust of %d", err, p, clean, robust, samples)
+		}
+	})
+}

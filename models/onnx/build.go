@@ -506,6 +506,8 @@ func (n *node) allow(known attributes) error {
 	for _, a := range n.attributes {
 		kind, ok := known[a.name]
 		switch {
+		case !ok && len(known) == 0:
+			return fmt.Errorf("attribute %q: none is supported", a.name)
 		case !ok:
 			return fmt.Errorf("attribute %q is not supported: supported are %s", a.name, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
 		case kind != a.kind:

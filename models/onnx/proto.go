@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -98,7 +99,20 @@ const (
 type valueInfo struct {
 	name     string
 	elemType int64
-	dims     []int64 // 0 where a dimension is free
+	dims     dims
+}
+
+// dims are the dimensions of an input or output, 0 where one is free.
+type dims []int64
+
+func (d dims) String() string {
+	names := make([]string, len(d))
+	for i, size := range d {
+		if names[i] = "?"; size != 0 {
+			names[i] = fmt.Sprint(size)
+		}
+	}
+	return "[" + strings.Join(names, " ") + "]"
 }
 
 // field is one field on the wire; the member of its wire type is set.
@@ -400,9 +414,6 @@ func parseTensor(data []byte) (*tensor, error) {
 	err := each(data, "tensor", tensorRules, func(f field) (err error) {
 		switch f.number {
 		case 1:
-			if f.varint < 0 {
-				return fmt.Errorf("dimension %d is negative", f.varint)
-			}
 			err = add(&t.dims, f.varint, maxRank, "dimensions")
 		case 2:
 			t.dataType = f.varint
@@ -452,6 +463,9 @@ func (t *tensor) check() error {
 	}
 	elements := int64(1)
 	for _, d := range t.dims {
+		if d < 0 {
+			return fmt.Errorf("shape %v: a dimension is negative", t.dims)
+		}
 		if d > nn.MaxParameters || elements*d > nn.MaxParameters {
 			return fmt.Errorf("shape %v: more than %d elements", t.dims, nn.MaxParameters)
 		}
@@ -555,11 +569,8 @@ func looksLike(data []byte) string {
 	if len(data) > 1 && data[0] == 0x80 && data[1] <= 5 {
 		return "a Python pickle, which can run code when opened: export the model as ONNX"
 	}
-	// A gob stream starts with a message's length and the first free type number.
-	for _, skip := range []int{1, 2, 3} {
-		if len(data) > skip && bytes.HasPrefix(data[skip:], []byte("\xff\x81\x03")) {
-			return "a Go gob stream"
-		}
+	if looksLikeGob(data) {
+		return "a Go gob stream"
 	}
 	if len(data) > 262 && string(data[257:262]) == "ustar" {
 		return "a tar archive: unpack it first"
@@ -568,4 +579,12 @@ func looksLike(data []byte) string {
 		return "safetensors, which has no graph: export the model as ONNX"
 	}
 	return ""
+}
+
+// looksLikeGob tells whether data starts as a gob stream of a struct does: a
+// message's length, the negative number of the type it defines, and the start of
+// that definition.
+func looksLikeGob(data []byte) bool {
+	at := bytes.Index(data[:min(len(data), 10)], []byte{3, 1, 1})
+	return at >= 2 && (data[at-1] == 0x7f || data[at-2] == 0xff && data[at-1]&1 == 1)
 }

@@ -1,0 +1,192 @@
+"""Writes hostile/: files that must be refused, each NAME.onnx with NAME.txt, the
+words that the error must hold (what is wrong, and where).
+
+    pip install onnx numpy && python hostile.py
+"""
+import gzip
+import io
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OUT = pathlib.Path(__file__).parent / "hostile"
+
+
+def base():
+    rng = np.random.default_rng(0)
+
+    def weights(name, *shape):
+        return numpy_helper.from_array(rng.uniform(-1, 1, shape).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["input", "w1", "b1"], ["c"], "conv", pads=[1, 1, 1, 1], kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("MaxPool", ["r"], ["p"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "w2", "b2"], ["logits"], "gemm", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "base",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 1, 4, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+        [weights("w1", 2, 1, 3, 3), weights("b1", 2), weights("w2", 3, 8), weights("b2", 3)])
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def write(name, data, *words):
+    (OUT / f"{name}.onnx").write_bytes(data)
+    (OUT / f"{name}.txt").write_text("\n".join(words) + "\n")
+
+
+def case(name, change, *words):
+    m = base()
+    change(m)
+    write(name, m.SerializeToString(deterministic=True), *words)
+
+
+def node(i, **changes):
+    def change(m):
+        n = m.graph.node[i]
+        for key, value in changes.items():
+            if key in ("input", "output"):
+                del getattr(n, key)[:]
+                getattr(n, key).extend(value)
+            elif key == "op_type":
+                n.op_type = value
+            elif key == "domain":
+                n.domain = value
+            else:
+                for a in list(n.attribute):
+                    if a.name == key:
+                        n.attribute.remove(a)
+                n.attribute.append(helper.make_attribute(key, value))
+    return change
+
+
+def tensor(i, f):
+    return lambda m: f(m.graph.initializer[i])
+
+
+def value(i, v):
+    def change(t):
+        a = numpy_helper.to_array(t).copy()
+        a.flat[3] = v
+        t.CopyFrom(numpy_helper.from_array(a, t.name))
+    return tensor(i, change)
+
+
+def dims(i, *shape):
+    def change(t):
+        del t.dims[:]
+        t.dims.extend(shape)
+    return tensor(i, change)
+
+
+def external(location):
+    def change(t):
+        t.ClearField("raw_data")
+        t.data_location = TensorProto.EXTERNAL
+        entry = t.external_data.add()
+        entry.key, entry.value = "location", location
+    return tensor(2, change)
+
+
+OUT.mkdir(exist_ok=True)
+for old in OUT.glob("*"):
+    old.unlink()
+
+# The graph (case 21).
+case("cycle", node(0, input=["p", "w1", "b1"]), 'node 0 "conv" (Conv)', 'reads "p"', "cycle")
+case("self-cycle", node(1, input=["r"]), 'node 1 "relu" (Relu)', "cycle")
+case("branch", node(3, input=["r"]), 'node 3 "flatten" (Flatten)', "branches")
+case("missing-value", node(2, input=["ghost"]), 'node 2 "pool" (MaxPool)', 'reads "ghost"', "nothing makes")
+case("made-twice", node(2, output=["r"]), 'node 2 "pool" (MaxPool)', "already made")
+case("unknown-operator", node(1, op_type="Erf"), 'node 1 "relu" (Erf)', "supported are Constant, Conv, Flatten, Gemm, Identity, MaxPool, Relu, Reshape")
+case("foreign-operator", node(1, domain="com.evil"), 'node 1 "relu" (Relu)', 'domain "com.evil"')
+case("unknown-attribute", node(1, alpha=0.1), 'node 1 "relu" (Relu)', 'attribute "alpha"')
+case("attribute-kind", node(3, axis=1.0), 'node 3 "flatten" (Flatten)', "kind 1, expected 2")
+case("attribute-twice", lambda m: m.graph.node[3].attribute.extend([helper.make_attribute("axis", 1)] * 2), "(Flatten)", '"axis" is there twice')
+case("group", node(0, group=2), 'node 0 "conv" (Conv)', "group 2")
+case("dilation", node(0, dilations=[2, 2]), 'node 0 "conv" (Conv)', "dilation 2")
+case("uneven-pads", node(0, pads=[0, 0, 1, 1]), 'node 0 "conv" (Conv)', "pads [0 0 1 1]")
+case("huge-pads", node(0, pads=[2**62] * 4), 'node 0 "conv" (Conv)', "pads")
+case("auto-pad", node(0, auto_pad="SAME_UPPER"), 'node 0 "conv" (Conv)', "SAME_UPPER")
+case("zero-stride", node(0, strides=[0, 0]), 'node 0 "conv" (Conv)', "stride 0")
+case("kernel-mismatch", node(0, kernel_shape=[5, 5]), 'node 0 "conv" (Conv)', "kernel_shape 5", "[2 1 3 3]")
+case("overlapping-pool", node(2, strides=[1, 1]), 'node 2 "pool" (MaxPool)', "overlap")
+case("pool-too-large", node(2, kernel_shape=[9, 9], strides=[9, 9]), 'node 2 "pool" (MaxPool)', "do not fit")
+case("ceil-mode", node(2, ceil_mode=1, kernel_shape=[3, 3], strides=[3, 3]), 'node 2 "pool" (MaxPool)', "ceil_mode")
+case("flatten-axis", node(3, axis=2), 'node 3 "flatten" (Flatten)', "axis 2")
+case("gemm-alpha", node(4, alpha=0.5), 'node 4 "gemm" (Gemm)', "alpha")
+case("gemm-unflattened", lambda m: (node(4, input=["p", "w2", "b2"])(m), m.graph.node.pop(3)), "(Gemm)", "Flatten")
+case("relu-first", lambda m: m.graph.node.insert(0, helper.make_node("Relu", ["input"], ["x"], "first")), 'node 0 "first" (Relu)', "only after")
+case("softmax-like-end", lambda m: (node(4, output=["z"])(m), m.graph.node.append(helper.make_node("Relu", ["z"], ["logits"]))), "last layer must be dense without relu")
+case("two-inputs", lambda m: m.graph.input.append(helper.make_tensor_value_info("extra", TensorProto.FLOAT, ["N", 3])), '"input" and "extra"')
+case("two-outputs", lambda m: m.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, ["N", 3])), "2 outputs")
+case("other-output", lambda m: setattr(m.graph.output[0], "name", "f"), 'output is "f"')
+case("output-shape", lambda m: m.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 7])), "[? 7]", "[N 3]")
+case("double-input", lambda m: m.graph.input[0].CopyFrom(helper.make_tensor_value_info("input", TensorProto.DOUBLE, ["N", 1, 4, 4])), "element type 11")
+case("free-height", lambda m: m.graph.input[0].CopyFrom(helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 1, "H", 4])), "only the first dimension")
+case("huge-input", lambda m: m.graph.input[0].CopyFrom(helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 1, 2**40, 4])), "input")
+case("old-opset", lambda m: setattr(m.opset_import[0], "version", 3), "operator set 3")
+case("future-opset", lambda m: setattr(m.opset_import[0], "version", 99), "operator set 99")
+case("no-nodes", lambda m: m.graph.ClearField("node"), "output")
+case("functions", lambda m: m.functions.append(helper.make_function("d", "f", ["x"], ["y"], [], [])), "functions")
+
+# Tensors (cases 21 and 22).
+case("external-parent", external("../../etc/passwd"), 'tensor "', "another file")
+case("external-absolute", external("/etc/passwd"), "another file")
+case("external-hardlink", external("weights.bin"), "another file")
+case("tensor-larger-than-file", dims(0, 2, 1, 3, 300), "[2 1 3 300] needs 7200 bytes, 72 are there")
+case("dimensions-overflow", dims(0, 2**32, 2**32, 1, 1), "more than")
+case("dimension-negative", dims(0, -2, -1, 3, 3), 'tensor "w1"', "negative")
+case("rank", dims(0, 2, 9), 'node 0 "conv" (Conv)', "[2 9]: 4 dimensions")
+case("wrong-shape", dims(2, 8, 3), 'node 4 "gemm" (Gemm)', "[8 3]", "8 values")
+case("bias-shape", tensor(1, lambda t: t.CopyFrom(numpy_helper.from_array(np.ones(3, np.float32), "b1"))), 'bias "b1" has shape [3]', "[2 1 3 3]")
+case("float64", tensor(2, lambda t: t.CopyFrom(numpy_helper.from_array(np.ones((3, 8)), "w2"))), 'tensor "w2"', "element type 11")
+case("tensor-too-many", lambda m: m.graph.initializer.append(numpy_helper.from_array(np.ones(9, np.float32), "payload")), '"payload"', "a tensor too many")
+case("tensor-twice", lambda m: m.graph.initializer.append(m.graph.initializer[0]), 'tensor "w1" is there twice')
+case("tensor-missing", lambda m: m.graph.initializer.pop(2), 'node 4 "gemm" (Gemm)', '"w2" is not among')
+case("shared-weight", lambda m: (
+    m.graph.initializer.append(numpy_helper.from_array(np.eye(8, dtype=np.float32), "w3")),
+    m.graph.node.insert(4, helper.make_node("Gemm", ["f", "w3"], ["g"])),
+    m.graph.node.insert(5, helper.make_node("Gemm", ["g", "w3"], ["h"], "again")),
+    node(6, input=["h", "w2", "b2"])(m)), 'node 5 "again" (Gemm)', '"w3" is the weight of another node too')
+case("nan", value(0, np.nan), "parameter", "NaN")
+case("infinity", value(2, np.inf), "parameter", "Inf")
+case("huge-weight", value(2, 1e38), "parameter", "1e+38")
+case("all-zero", tensor(2, lambda t: t.CopyFrom(numpy_helper.from_array(np.zeros((3, 8), np.float32), "w2"))), "all zero")
+
+# The wire.
+whole = base().SerializeToString(deterministic=True)
+write("truncated", whole[:-40], "truncated")
+write("graph-twice", whole + b"\x3a\x00", "field 7 is there twice")
+write("unknown-field", whole + b"\xf8\x01\x01", "unknown field 31")
+write("wire-type", b"\x09" + bytes(8) + whole, "not an ONNX model")
+write("empty", b"", "not an ONNX model")
+write("text", b"this is not a model\n", "not an ONNX model")
+
+# Other formats (case 23).
+weights = {"w": np.ones((3, 8), np.float32)}
+
+
+class Run:
+    def __reduce__(self):
+        return print, ("this code ran",)
+
+
+write("pickle", pickle.dumps(Run(), protocol=4), "not an ONNX model", "pickle")
+write("pickle-0", pickle.dumps(weights, protocol=0), "not an ONNX model")
+archive = io.BytesIO()
+with zipfile.ZipFile(archive, "w") as z:
+    z.writestr(zipfile.ZipInfo("archive/data.pkl"), pickle.dumps(Run(), protocol=2))
+write("zip", archive.getvalue(), "not an ONNX model", "zip")
+write("gzip", gzip.compress(whole, mtime=0), "not an ONNX model", "gzip")
+npy = io.BytesIO()
+np.save(npy, weights["w"])
+write("numpy", npy.getvalue(), "not an ONNX model", "NumPy")
+write("json", b'{"model": []}', "not an ONNX model", "JSON")

@@ -46,6 +46,14 @@ func transpose(dst, src []float32, rows, columns int) {
 	}
 }
 
+// scatterPortable adds count segments of column, columnStep floats apart, to
+// places in sum that are sumStep floats apart.
+func scatterPortable(sum, column []float32, count, segment, sumStep, columnStep int) {
+	for i := range count {
+		addPortable(sum[i*sumStep:], column[i*columnStep:][:segment])
+	}
+}
+
 // sumRows sets sum to the sum of the rows of src, each as long as sum.
 func sumRows(sum, src []float32) {
 	clear(sum)

@@ -107,15 +107,15 @@ func (c *Conv) BackwardInput(dx, dy, turned []float32, rows int) {
 		p.run()
 		sum := c.padded
 		clear(sum)
-		segment := c.Kernel * c.Channels
+		// Neighbouring patches overlap. Those that are apart enough not to are
+		// added in one go, so that no load waits for the store just before it.
+		segment, apart := c.Kernel*c.Channels, (c.Kernel+c.Stride-1)/c.Stride
 		for oy := range c.OutHeight {
-			for ox := range c.OutWidth {
-				from := c.column[(oy*c.OutWidth+ox)*patch:][:patch]
-				to := (oy*c.Stride*width + ox*c.Stride) * c.Channels
-				for range c.Kernel {
-					addTo(sum[to:][:segment], from[:segment])
-					from = from[segment:]
-					to += width * c.Channels
+			for ky := range c.Kernel {
+				for ox := range min(apart, c.OutWidth) {
+					to := ((oy*c.Stride+ky)*width + ox*c.Stride) * c.Channels
+					from := (oy*c.OutWidth+ox)*patch + ky*segment
+					scatter(sum[to:], c.column[from:], (c.OutWidth-ox+apart-1)/apart, segment, apart*c.Stride*c.Channels, apart*patch)
 				}
 			}
 		}

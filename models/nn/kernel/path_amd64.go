@@ -160,3 +160,12 @@ func adam(p, m, v, average, grad []float32, c *AdamStep) {
 	}
 	adamPortable(p[i:], m[i:], v[i:], average[i:], grad[i:], c)
 }
+
+func scatter(sum, column []float32, count, segment, sumStep, columnStep int) {
+	if !vectorised() {
+		scatterPortable(sum, column, count, segment, sumStep, columnStep)
+		return
+	}
+	_, _ = sum[(count-1)*sumStep+segment-1], column[(count-1)*columnStep+segment-1]
+	addSegments(&sum[0], &column[0], count, segment, sumStep*4, columnStep*4)
+}

@@ -25,3 +25,7 @@ func step(dst, x, grad, lo, hi []float32, alpha float32) {
 func adam(p, m, v, average, grad []float32, c *AdamStep) {
 	adamPortable(p, m, v, average, grad, c)
 }
+
+func scatter(sum, column []float32, count, segment, sumStep, columnStep int) {
+	scatterPortable(sum, column, count, segment, sumStep, columnStep)
+}

@@ -255,3 +255,8 @@ func stepVectors(dst *float32, x *float32, grad *float32, lo *float32, hi *float
 //
 //go:noescape
 func adamVectors(p *float32, m *float32, v *float32, average *float32, grad *float32, c *[8]float32, n int)
+
+// addSegments adds count segments of floats, columnStep bytes apart, to places sumStep bytes apart.
+//
+//go:noescape
+func addSegments(sum *float32, column *float32, count int, segment int, sumStep int, columnStep int)

@@ -14,7 +14,10 @@ func Lower(successes, trials int, confidence float64) float64 {
 	if !valid(successes, trials, confidence) || successes == 0 {
 		return 0
 	}
-	return mathext.InvRegIncBeta(float64(successes), float64(trials-successes+1), 1-confidence)
+	if p := mathext.InvRegIncBeta(float64(successes), float64(trials-successes+1), 1-confidence); p >= 0 {
+		return p
+	}
+	return 0 // NaN: counts near 2^62 are beyond the algorithm
 }
 
 // Upper is the one-sided Clopper-Pearson upper bound, as Lower; 1 where
@@ -23,7 +26,10 @@ func Upper(successes, trials int, confidence float64) float64 {
 	if !valid(successes, trials, confidence) || successes == trials {
 		return 1
 	}
-	return mathext.InvRegIncBeta(float64(successes+1), float64(trials-successes), confidence)
+	if p := mathext.InvRegIncBeta(float64(successes+1), float64(trials-successes), confidence); p <= 1 {
+		return p
+	}
+	return 1
 }
 
 func valid(successes, trials int, confidence float64) bool {

@@ -58,7 +58,7 @@ func TestMeaninglessCountsProveNothing(t *testing.T) {
 	for _, c := range []struct {
 		successes, trials int
 		confidence        float64
-	}{{-1, 10, 0.95}, {11, 10, 0.95}, {0, 0, 0.95}, {5, -1, 0.95}, {5, 10, 0}, {5, 10, 1}, {5, 10, math.NaN()}, {5, 10, math.Inf(1)}} {
+	}{{-1, 10, 0.95}, {11, 10, 0.95}, {0, 0, 0.95}, {5, -1, 0.95}, {5, 10, 0}, {5, 10, 1}, {5, 10, math.NaN()}, {5, 10, math.Inf(1)}, {math.MaxInt / 4, math.MaxInt / 2, 0.99}} {
 		if l, u := Lower(c.successes, c.trials, c.confidence), Upper(c.successes, c.trials, c.confidence); l != 0 || u != 1 {
 			t.Errorf("%+v: bounds %v to %v, want 0 to 1", c, l, u)
 		}

@@ -27,7 +27,7 @@ import (
 // that half-open connections cannot pile up.
 const (
 	headerTimeout  = 5 * time.Second
-	readTimeout    = 15 * time.Second // the whole request
+	readTimeout    = 10 * time.Second // the whole request
 	writeTimeout   = 30 * time.Second // from the end of the header to the end of the answer
 	idleTimeout    = 60 * time.Second
 	maxHeader      = 16 << 10

@@ -1,9 +1,11 @@
 package step
 
 import (
+	"context"
 	"errors"
 
 	"github.com/temper-ml/temper/models/unknown"
+	"github.com/temper-ml/temper/signing/store"
 )
 
 // Exit codes of a step.
@@ -45,16 +47,31 @@ func Unavailable(err error) error { return categorize(ExitUnavailable, err) }
 // Interrupted marks work that was stopped and kept a checkpoint to go on from.
 func Interrupted(err error) error { return categorize(ExitInterrupted, err) }
 
-// exitCode is the one place where an error becomes an exit code.
+// exitCode is the one place where an error becomes an exit code. A precise
+// cause wins over the category that a caller put around it.
 func exitCode(err error) int {
-	var known *categorized
-	var name *unknown.Error
+	var (
+		known   *categorized
+		down    *store.Unavailable
+		refused *store.Refused
+		absent  *store.NotFound
+		name    *unknown.Error
+	)
+	marked := errors.As(err, &known)
 	switch {
 	case err == nil:
 		return ExitDone
-	case errors.As(err, &known):
+	case marked && known.code == ExitInterrupted:
+		return ExitInterrupted
+	case errors.Is(err, context.Canceled): // stopped, and nothing was kept
+		return ExitFailure
+	case errors.As(err, &down):
+		return ExitUnavailable
+	case errors.As(err, &refused):
+		return ExitRefused
+	case marked:
 		return known.code
-	case errors.As(err, &name):
+	case errors.As(err, &absent), errors.As(err, &name):
 		return ExitBadInput
 	}
 	return ExitFailure

@@ -1,0 +1,58 @@
+// Package retrain is the step that hardens a model: adversarial training from
+// the attacked model's weights.
+package retrain
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/temper-ml/temper/models/zoo"
+	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/runners/step/artifact"
+	"github.com/temper-ml/temper/runners/step/train"
+)
+
+// Command is the step.
+func Command() *cobra.Command {
+	var (
+		j                  train.Job
+		model              string
+		epochs, cleanShare float64
+	)
+	cmd := &cobra.Command{
+		Use:   "retrain --model REF --output REF",
+		Short: "Train an attacked model on the attack and push the result",
+		Long: `Go on training a model, on adversarial examples made from its own weights at
+each step, and push the result as an artifact. Prints the reference with its
+digest. With --checkpoint, SIGTERM keeps the state and exits with code 5; the
+same command goes on and gives the same digest.`,
+		Example: `  temper retrain --model oci:out:standard --output oci:out:robust
+  temper retrain --model localhost:5000/mnist@sha256:... --recipe paper --epochs 3 --epsilon 0.15 --output localhost:5000/mnist:robust
+  temper retrain --model model.onnx --recipe fast --clean-share 0.3 --output oci:out:robust`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if j.Recipe, err = zoo.LoadRecipe(j.RecipeName); err != nil {
+				return step.BadInput(err)
+			}
+			j.Adapt(epochs, cleanShare, cmd.Flags().Changed("clean-share"))
+			base, err := artifact.ReadModel(cmd.Context(), model)
+			if err != nil {
+				return err
+			}
+			j.Name, j.Network, j.BaseDigest = base.Network.Name, base.Network, base.Digest
+			if base.Training != nil {
+				j.Name = base.Training.Network
+			}
+			j.Threat.Norm = "linf"
+			return j.Run(cmd.Context(), step.From(cmd))
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&model, "model", "", "the attacked model: a reference, or an ONNX file")
+	flags.StringVar(&j.Dataset, "dataset", "mnist", "mnist, a folder of IDX files, URL#sha256:..., or a reference")
+	flags.StringVar(&j.RecipeName, "recipe", "fast", "recipe of the zoo, or the path of a YAML file")
+	train.Flags(flags, &j, &epochs, &cleanShare)
+	cmd.MarkFlagRequired("model")
+	cmd.MarkFlagRequired("output")
+	return cmd
+}

@@ -31,7 +31,7 @@ type batches struct {
 	rng     *rand.PCG
 }
 
-func newBatches(train *dataset.Set, model attack.Model, recipe *Recipe, seed uint64) *batches {
+func newBatches(train *dataset.Set, model attack.Model, recipe Recipe, seed uint64) *batches {
 	net := model.Network()
 	b := &batches{
 		train: train, seed: seed, rows: recipe.Batch, size: net.Input.Size(), classes: net.Classes(),

@@ -72,7 +72,7 @@ var (
 
 // Validate reports what is wrong with the recipe, naming the key; also where
 // keys that are fine by themselves do not go together.
-func (r *Recipe) Validate() error {
+func (r Recipe) Validate() error {
 	if r.Batch < 1 || r.Batch > maxBatch {
 		return fmt.Errorf("batch is %d: must be 1 to %d", r.Batch, maxBatch)
 	}
@@ -159,7 +159,7 @@ func (p Phase) validate() error {
 }
 
 // Epochs is the length of all phases together.
-func (r *Recipe) Epochs() float64 {
+func (r Recipe) Epochs() float64 {
 	total := 0.0
 	for _, p := range r.Phases {
 		total += p.Epochs
@@ -168,20 +168,20 @@ func (r *Recipe) Epochs() float64 {
 }
 
 // uses reports whether a phase has the method.
-func (r *Recipe) uses(method string) bool {
+func (r Recipe) uses(method string) bool {
 	return slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Method == method })
 }
 
 // adversarial reports whether a phase trains on adversarial images.
-func (r *Recipe) adversarial() bool {
+func (r Recipe) adversarial() bool {
 	return slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Method != "standard" })
 }
 
 // WithEpochs returns the recipe with its phases and ramps stretched or shrunk
 // so that together they last the given number of epochs. A step schedule
 // keeps its pace.
-func (r *Recipe) WithEpochs(epochs float64) Recipe {
-	scaled := *r
+func (r Recipe) WithEpochs(epochs float64) Recipe {
+	scaled := r
 	scaled.Phases = slices.Clone(r.Phases)
 	factor := epochs / r.Epochs()
 	for i := range scaled.Phases {

@@ -143,7 +143,7 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 	flat := net.Flat()
 	t := &trainer{
 		net: net, recipe: recipe, threat: threat, opts: opts, log: opts.Log,
-		batches: newBatches(train, model, &recipe, seed), machine: machine,
+		batches: newBatches(train, model, recipe, seed), machine: machine,
 		partial: make([]float64, (len(flat)+chunk-1)/chunk),
 		now:     newSnapshot(flat, recipe.EMA > 0),
 	}

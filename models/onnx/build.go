@@ -395,13 +395,16 @@ func (b *builder) reshape(n *node) error {
 	if err := n.allow(attributes{"allowzero": kindInt}); err != nil {
 		return err
 	}
-	if len(n.inputs) != 2 || b.tensors[n.inputs[1]] == nil || n.int("allowzero", 0) != 0 {
-		return errors.New("only a constant shape, without allowzero, is supported")
+	if len(n.inputs) != 2 || b.tensors[n.inputs[1]] == nil {
+		return errors.New("only a constant shape is supported")
 	}
 	b.used[n.inputs[1]] = true
 	to, err := b.tensors[n.inputs[1]].shape()
 	if err != nil {
 		return err
+	}
+	if n.int("allowzero", 0) != 0 && slices.Contains(to, 0) {
+		return fmt.Errorf("to %v, with allowzero: a size of zero is not supported", to)
 	}
 	c, h, w := int64(b.shape.Channels), int64(b.shape.Height), int64(b.shape.Width)
 	from := []int64{b.batch, c, h, w}

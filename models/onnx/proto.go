@@ -220,7 +220,7 @@ func text(b []byte) (string, error) {
 }
 
 // add appends to a list from the file, up to a limit.
-func add[T any](list *[]T, item T, limit int, what string) error {
+func add[S ~[]T, T any](list *S, item T, limit int, what string) error {
 	if len(*list) >= limit {
 		return fmt.Errorf("more than %d %s", limit, what)
 	}
@@ -409,6 +409,8 @@ func parseAttribute(data []byte) (*attribute, error) {
 	return a, nil
 }
 
+var errExternal = errors.New("its data is in another file, which is never read: save the model as one file (in PyTorch, torch.onnx.export(..., external_data=False))")
+
 func parseTensor(data []byte) (*tensor, error) {
 	t := &tensor{}
 	err := each(data, "tensor", tensorRules, func(f field) (err error) {
@@ -430,10 +432,10 @@ func parseTensor(data []byte) (*tensor, error) {
 		case 8:
 			t.name, err = text(f.bytes)
 		case 13:
-			return errors.New("its data is in another file: save the model as one file (external data is never read)")
+			return errExternal
 		case 14:
 			if f.varint != 0 {
-				return errors.New("its data is in another file: save the model as one file (external data is never read)")
+				return errExternal
 			}
 		case 12, 16: // doc_string, metadata
 		default:

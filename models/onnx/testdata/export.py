@@ -3,7 +3,7 @@ same simple networks arrive from elsewhere. cases.json holds, for each file, an
 input x [batch, channels, height, width] (or [batch, features]) and PyTorch's
 logits for it, computed in float64.
 
-    pip install torch==2.5.1 onnx onnxscript && python export.py
+    pip install torch==2.10.0 onnx onnxscript && python export.py
 """
 import json
 import pathlib
@@ -74,7 +74,7 @@ for seed, (name, (make, shape, options)) in enumerate(CASES.items()):
     torch.manual_seed(seed)
     net = make().eval()
     x = torch.rand(2, *shape)
-    torch.onnx.export(net, x, HERE / f"{name}.onnx", input_names=["input"], output_names=["logits"], **options)
+    torch.onnx.export(net, x, HERE / f"{name}.onnx", input_names=["input"], output_names=["logits"], dynamo=False, **options)
     cases[name] = {"shape": shape, "x": numbers(x), "logits": numbers(net.double()(x.double()))}
 
 # The same network with its weights in float_data, without names, and with constants as nodes.
@@ -92,14 +92,21 @@ model.graph.node.extend(constants + nodes)
 onnx.save(model, HERE / "constants.onnx")
 cases["constants"] = cases["opset11"]
 
-# PyTorch's newer exporter.
-torch.manual_seed(99)
-net = sequential().eval()
-x = torch.rand(2, 2, 4, 10)
-try:
-    torch.onnx.export(net, (x,), dynamo=True, input_names=["input"], output_names=["logits"]).save(str(HERE / "dynamo.onnx"))
-    cases["dynamo"] = {"shape": [2, 4, 10], "x": numbers(x), "logits": numbers(net.double()(x.double()))}
-except Exception as e:
-    print("dynamo:", e)
+# PyTorch's newer exporter, with a batch of any size and of 2.
+for name, make, shape, options in [
+    ("dynamo", sequential, [2, 4, 10], dict(dynamic_shapes=[{0: torch.export.Dim("batch")}])),
+    ("dynamo-fixed-batch", sequential, [2, 4, 10], {}),
+    ("dynamo-functional", Functional, [1, 10, 8], dict(dynamic_shapes=[{0: torch.export.Dim("batch")}])),
+]:
+    torch.manual_seed(99)
+    net = make().eval()
+    x = torch.rand(2, *shape)
+    torch.onnx.export(net, (x,), HERE / f"{name}.onnx", dynamo=True, external_data=False, input_names=["input"], output_names=["logits"], **options)
+    cases[name] = {"shape": shape, "x": numbers(x), "logits": numbers(net.double()(x.double()))}
+    model = onnx.load(HERE / f"{name}.onnx")
+    for node in model.graph.node:  # stack traces: paths of the machine that ran this
+        for entry in [e for e in node.metadata_props if e.key.endswith("stack_trace")]:
+            node.metadata_props.remove(entry)
+    onnx.save(model, HERE / f"{name}.onnx")
 
 (HERE / "cases.json").write_text(json.dumps(cases) + "\n")

@@ -222,11 +222,12 @@ func ReadReport(ctx context.Context, ref string) (*Report, error) {
 }
 
 // PushReport writes a report and its page to ref, as a referrer of the model
-// where both are in one repository.
-func PushReport(ctx context.Context, ref string, report *evaluate.Report, page []byte, model *Model) (string, error) {
+// where both are in one repository. It returns the reference with the
+// artifact's digest, and the digest.
+func PushReport(ctx context.Context, ref string, report *evaluate.Report, page []byte, model *Model) (reference, digest string, err error) {
 	data, err := report.Encode()
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	a := &store.Artifact{
 		Type: ReportType,
@@ -238,14 +239,13 @@ func PushReport(ctx context.Context, ref string, report *evaluate.Report, page [
 	if model.Manifest != "" {
 		same, err := sameRepository(ctx, ref, model.Reference)
 		if err != nil {
-			return "", err
+			return "", "", err
 		}
 		if same {
 			a.Subject = model.Manifest
 		}
 	}
-	ref, _, err = push(ctx, ref, a)
-	return ref, err
+	return push(ctx, ref, a)
 }
 
 // Reachable fails where the registry of an output does not answer, before

@@ -28,7 +28,7 @@ var rates = [...]float64{.9, .5, .2, .08, .045}
 // Source: Shin, Ramdas, Rinaldo, "E-detectors" (2022): the e-SR detector.
 // An Alarm serves one goroutine at a time.
 type Alarm struct {
-	limit float64 // log(1/alpha)
+	alpha float64
 	bets  []bet
 }
 
@@ -45,7 +45,7 @@ func NewAlarm(p, alpha float64) (*Alarm, error) {
 	if !(alpha > 0 && alpha < 1) {
 		return nil, fmt.Errorf("alpha %v: must be above 0 and below 1, such as %v", alpha, DefaultAlpha)
 	}
-	a := &Alarm{limit: -math.Log(alpha)}
+	a := &Alarm{alpha: alpha}
 	for _, q := range rates {
 		if q > p {
 			a.bets = append(a.bets, bet{hit: math.Log(q / p), miss: math.Log((1 - q) / (1 - p))})
@@ -67,7 +67,7 @@ func (a *Alarm) Observe(hit bool) bool {
 			b.money += b.miss
 		}
 	}
-	return a.money() >= a.limit
+	return a.money() >= -math.Log(a.alpha)
 }
 
 // Reset forgets all observations.
@@ -82,7 +82,7 @@ func (a *Alarm) Reset() {
 func (a *Alarm) Level() float64 { return logAdd(a.money(), 0) / math.Ln10 }
 
 // Limit is the level of an alarm, log10(1/alpha).
-func (a *Alarm) Limit() float64 { return a.limit / math.Ln10 }
+func (a *Alarm) Limit() float64 { return -math.Log10(a.alpha) }
 
 // money is the logarithm of the average over the bets.
 func (a *Alarm) money() float64 {

@@ -23,6 +23,7 @@ type progress struct {
 	file        string // Argo's progress file, "" for none
 	written     time.Time
 	log         *slog.Logger
+	tell        func(done, total int)                    // the step that this one is a part of; nil for none
 	bar         func(total int) *progressbar.ProgressBar // nil where there is no terminal
 	drawn       *progressbar.ProgressBar
 }
@@ -46,6 +47,9 @@ func (p *progress) set(done, total int) bool {
 			p.file = ""
 		}
 		p.written = time.Now()
+	}
+	if p.tell != nil {
+		p.tell(done, total)
 	}
 	if p.bar != nil {
 		if p.drawn == nil {

@@ -119,22 +119,25 @@ func download(ctx context.Context, ref string, o options) (*Splits, error) {
 	if got != o.digest {
 		return nil, fmt.Errorf("dataset %s: its digest is %s, pinned is %s", name, got, o.digest)
 	}
-	return splits, replaceFolder(dir, entry)
+	if err := replaceFolder(dir, entry); err != nil {
+		return nil, fmt.Errorf("dataset %s: cache: %w", name, err)
+	}
+	return splits, nil
 }
 
 // replaceFolder puts dir in the place of entry. Another process may do the
 // same at the same time: both hold the same content, so either may win.
 func replaceFolder(dir, entry string) error {
 	err := os.Rename(dir, entry)
-	if err == nil {
-		return nil
+	if !errors.Is(err, fs.ErrExist) {
+		return err
 	}
-	// An entry is there that did not have its digest: move it out of the way.
+	// The entry that is there could not be read or did not have its digest.
 	if err := os.RemoveAll(entry); err != nil {
-		return fmt.Errorf("dataset cache: %w", err)
+		return err
 	}
-	if err := os.Rename(dir, entry); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("dataset cache: %w", err)
+	if err := os.Rename(dir, entry); !errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	return nil
 }

@@ -56,8 +56,9 @@ func MNIST() (*Splits, error) { return Open(context.Background(), "mnist") }
 // Open reads a data set, by what ref is:
 //
 //   - "mnist": the embedded one;
-//   - a folder of IDX files (see Folder layout in the package's README terms:
-//     train-images*, train-labels*, t10k-images* or test-images*, ...);
+//   - a folder of IDX files, plain or gzip, named as those of MNIST
+//     (PART-images*, PART-labels* of the parts train, validation, and test or
+//     t10k; only the test part is required), and classes.txt where it has one;
 //   - an http or https URL of such a folder, with the digest of its content
 //     pinned: "https://example.org/digits#sha256:...". Downloads are cached.
 //
@@ -169,7 +170,7 @@ func readFolder(name string, dir fs.FS, o options) (*Splits, error) {
 			s.Shape = test.Shape
 		}
 		if s.Shape != test.Shape {
-			return nil, fmt.Errorf("dataset %s: %s images are %v, test images %v", name, s.Name, s.Shape, test.Shape)
+			return nil, fmt.Errorf("dataset %s: images of %v, but those of %s are %v", s.Name, s.Shape, test.Name, test.Shape)
 		}
 		if err := s.Validate(); err != nil {
 			return nil, err
@@ -227,6 +228,9 @@ func readPart(name string, dir fs.FS, p part) (*Set, error) {
 	s.Shape = nn.Shape{Height: images.Dims[1], Width: images.Dims[2], Channels: 1}
 	if len(images.Dims) == 4 {
 		s.Shape.Channels = images.Dims[3]
+	}
+	if err := checkShape(s.Shape); err != nil {
+		return nil, fmt.Errorf("dataset %s: %s: %w", name, imagesFile, err)
 	}
 	s.Bytes, s.Floats, s.Labels = images.Bytes, images.Floats, labels.Bytes
 	return s, nil

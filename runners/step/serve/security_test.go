@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"runtime"
 	"strings"
 	"sync"
@@ -44,7 +45,7 @@ func TestCase52HostileBodies(t *testing.T) {
 	}
 	var bomb bytes.Buffer
 	z := gzip.NewWriter(&bomb)
-	io.Copy(z, io.LimitReader(&endless{}, 64<<20))
+	io.Copy(z, io.LimitReader(&endless{}, 10*maxBody/4))
 	z.Close()
 	nan := `{"inputs":[{"name":"input","shape":[1,12],"datatype":"FP32","parameters":{"binary_data_size":48}}]}`
 	stream := &endless{}
@@ -349,15 +350,25 @@ func series(t *testing.T, g prometheus.Gatherer) int {
 	return n
 }
 
+// nowhere is a client that does not listen.
+type nowhere struct{ header http.Header }
+
+func (n *nowhere) Header() http.Header         { return n.header }
+func (n *nowhere) Write(p []byte) (int, error) { return len(p), nil }
+func (n *nowhere) WriteHeader(int)             {}
+
 func TestCase56LabelSetsAreConstant(t *testing.T) {
 	s := start(t, model(t, small, 1))
 	h := s.Handler()
 	ask := func(i int) {
-		paths := []string{"/v2/models/m%d", "/v2/models/m%d/infer", "/v2/models/digits/versions/%d/infer", "/%d", "/v2/models/digits/infer?%d", "/v2/models/m%d/ready"}
-		r := httptest.NewRequest([]string{"GET", "POST", fmt.Sprintf("M%d", i)}[i/len(paths)%3], fmt.Sprintf(paths[i%len(paths)], i), strings.NewReader(one))
-		r.Header.Set(fmt.Sprintf("X-%d", i), "x")
-		r.Header.Set("Ce-Id", fmt.Sprint(i))
-		h.ServeHTTP(httptest.NewRecorder(), r)
+		paths := []string{"/v2/models/m%d", "/v2/models/m%d/infer", "/v2/models/digits/versions/%d/infer", "/%d", "/v2/models/digits/infer/%d", "/v2/models/m%d/ready"}
+		r := &http.Request{
+			Method: []string{"GET", "POST", fmt.Sprintf("M%d", i)}[i/len(paths)%3],
+			URL:    &url.URL{Path: fmt.Sprintf(paths[i%len(paths)], i)},
+			Header: http.Header{fmt.Sprintf("X-%d", i): {"x"}, "Ce-Id": {fmt.Sprint(i)}},
+			Body:   http.NoBody,
+		}
+		h.ServeHTTP(&nowhere{http.Header{}}, r)
 	}
 	for i := range 100 {
 		ask(i)

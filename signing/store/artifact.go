@@ -10,11 +10,13 @@ import (
 	"io"
 	"io/fs"
 	"math"
+	"net/http"
 	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -134,7 +136,7 @@ const maxName = 255
 // same artifact again changes nothing.
 func (r *Reference) Push(ctx context.Context, a *Artifact) (string, error) {
 	digest, err := r.push(ctx, a)
-	return digest, r.explain(err)
+	return digest, r.Explain(err)
 }
 
 func (r *Reference) push(ctx context.Context, a *Artifact) (string, error) {
@@ -146,7 +148,7 @@ func (r *Reference) push(ctx context.Context, a *Artifact) (string, error) {
 		}
 		data, mediaType, err := at.rawManifest(ctx)
 		if err != nil {
-			return "", fmt.Errorf("subject: %w", at.explain(err))
+			return "", fmt.Errorf("subject: %w", at.Explain(err))
 		}
 		d := describe(mediaType, data)
 		subject = &d
@@ -201,9 +203,61 @@ func (r *Reference) SetTag(ctx context.Context, digest string) error {
 	}
 	data, mediaType, err := at.rawManifest(ctx)
 	if err != nil {
-		return at.explain(err)
+		return at.Explain(err)
 	}
-	return r.explain(remote.Put(r.Name(), rawManifest{data, mediaType}, r.Options(ctx)...))
+	return r.Explain(remote.Put(r.Name(), rawManifest{data, mediaType}, r.Options(ctx)...))
+}
+
+// Claim makes the reference's tag name a manifest of its repository, where the
+// tag does not exist yet; otherwise the error is *Exists. Of several that claim
+// one tag at once one succeeds, where the registry keeps If-None-Match, as
+// Registry does. With others, all but the last are told, unless they read the
+// tag back before the next one writes it.
+func (r *Reference) Claim(ctx context.Context, digest string) error {
+	if r.Tag() == "" {
+		return fmt.Errorf("%s has no tag to claim", r)
+	}
+	taken := func() (string, error) {
+		at, err := r.Resolve(ctx)
+		var absent *NotFound
+		if errors.As(err, &absent) {
+			return "", nil
+		}
+		if err != nil {
+			return "", err
+		}
+		return at.Digest(), nil
+	}
+	if by, err := taken(); err != nil || by != "" {
+		if err == nil {
+			err = &Exists{Reference: r.String(), Digest: by}
+		}
+		return err
+	}
+	claim := *r
+	claim.transport = ifAbsent{r.transport}
+	err := claim.SetTag(ctx, digest)
+	var status *transport.Error
+	lost := errors.As(err, &status) && status.StatusCode == http.StatusPreconditionFailed
+	if err != nil && !lost {
+		return err
+	}
+	by, err := taken()
+	if err == nil && by != digest {
+		err = &Exists{Reference: r.String(), Digest: by}
+	}
+	return err
+}
+
+// ifAbsent asks that a manifest be put only where there is none.
+type ifAbsent struct{ http.RoundTripper }
+
+func (t ifAbsent) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodPut {
+		req = req.Clone(req.Context())
+		req.Header.Set("If-None-Match", "*")
+	}
+	return t.RoundTripper.RoundTrip(req)
 }
 
 type rawManifest struct {
@@ -255,7 +309,7 @@ func (r *Reference) Pull(ctx context.Context, want Want) (*Artifact, error) {
 	if want.Bytes == 0 {
 		want.Bytes = maxBytes
 	}
-	m, digest, err := r.manifest(ctx)
+	m, digest, err := r.Manifest(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -340,16 +394,14 @@ func check(ref string, m *ocispec.Manifest, want Want) (*Artifact, error) {
 	return a, nil
 }
 
-// manifest reads and checks the form of the manifest that the reference names.
-func (r *Reference) manifest(ctx context.Context) (*ocispec.Manifest, string, error) {
+// Manifest reads the image manifest that the reference names, and returns it
+// with its digest. Its form and the digest are checked, not what it lists.
+func (r *Reference) Manifest(ctx context.Context) (*ocispec.Manifest, string, error) {
 	data, mediaType, err := r.rawManifest(ctx)
 	if err != nil {
-		return nil, "", r.explain(err)
+		return nil, "", r.Explain(err)
 	}
 	digest := digestOf(sha256.Sum256(data)).String()
-	if want := r.Digest(); want != "" && want != digest {
-		return nil, "", refuse(r.String(), "the registry sent content with the digest %s", digest)
-	}
 	if mediaType != ocispec.MediaTypeImageManifest && mediaType != string(types.DockerManifestSchema2) {
 		return nil, "", refuse(r.String(), "media type %.100q: an artifact is an OCI image manifest", mediaType)
 	}
@@ -371,10 +423,25 @@ func (r *Reference) rawManifest(ctx context.Context) (data []byte, mediaType str
 		}
 		return err
 	})
+	if err == nil && r.Digest() != "" && r.Digest() != digestOf(sha256.Sum256(data)).String() {
+		err = refuse(r.String(), "the registry sent other content")
+	}
 	return data, mediaType, err
 }
 
-// blob reads a blob and checks its size and digest.
+// Blob reads a blob of the repository and checks its size and digest. The
+// caller has found d.Size acceptable.
+func (r *Reference) Blob(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	if !digestPattern.MatchString(d.Digest.String()) || d.Size < 0 {
+		return nil, refuse(r.String(), "a file has the digest %.100q and %d bytes", d.Digest, d.Size)
+	}
+	puller, err := remote.NewPuller(r.Options(ctx)...)
+	if err != nil {
+		return nil, err
+	}
+	return r.blob(ctx, puller, d)
+}
+
 func (r *Reference) blob(ctx context.Context, puller *remote.Puller, d ocispec.Descriptor) ([]byte, error) {
 	var data bytes.Buffer
 	err := r.retry(ctx, func() error {
@@ -403,7 +470,7 @@ func (r *Reference) blob(ctx context.Context, puller *remote.Puller, d ocispec.D
 		return nil
 	})
 	if err != nil {
-		return nil, r.explain(err)
+		return nil, r.Explain(err)
 	}
 	return data.Bytes(), nil
 }

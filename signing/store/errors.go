@@ -34,6 +34,14 @@ func (e *NotFound) Error() string {
 	return fmt.Sprintf("%s does not exist: check the repository, tag or digest", e.Reference)
 }
 
+// Exists says that a tag that was to be claimed is taken.
+type Exists struct {
+	Reference string
+	Digest    string // of what has the tag
+}
+
+func (e *Exists) Error() string { return fmt.Sprintf("%s exists: it is %s", e.Reference, e.Digest) }
+
 // Refused says that content is not what its reference promised, or exceeds a
 // limit: it must not be used, and trying again does not help.
 type Refused struct {
@@ -48,8 +56,9 @@ func refuse(ref, format string, args ...any) error {
 	return &Refused{Reference: ref, Err: fmt.Errorf(format, args...)}
 }
 
-// explain gives an error of a registry request its category.
-func (r *Reference) explain(err error) error {
+// Explain gives an error of a request with Options its category: Unavailable,
+// NotFound or Refused where it is one of these. It keeps nil as nil.
+func (r *Reference) Explain(err error) error {
 	var (
 		status   *transport.Error
 		known    *Refused
@@ -75,12 +84,21 @@ func (r *Reference) explain(err error) error {
 		case code >= 500, code == http.StatusTooManyRequests, code == http.StatusRequestTimeout:
 			return &Unavailable{Address: r.Address(), Err: plain(status)}
 		}
-		return fmt.Errorf("%s: %w", r, plain(status))
+		return &answered{message: fmt.Sprintf("%s: %v", r, plain(status)), status: status}
 	case interrupted(err):
 		return &Unavailable{Address: r.Address(), Err: plain(err)}
 	}
 	return fmt.Errorf("%s: %w", r, plain(err))
 }
+
+// answered is a registry's refusal of a request, in plain words.
+type answered struct {
+	message string
+	status  *transport.Error
+}
+
+func (e *answered) Error() string { return e.message }
+func (e *answered) Unwrap() error { return e.status }
 
 // interrupted tells a failure of the connection from a failure of content.
 func interrupted(err error) bool {

@@ -13,6 +13,7 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -147,7 +148,7 @@ func (r *Reference) Close() error { return r.close() }
 // open as long as r is, and need not be closed.
 func (r *Reference) At(target string) (*Reference, error) {
 	if target != "" && !tagPattern.MatchString(target) && !digestPattern.MatchString(target) {
-		return nil, fmt.Errorf("%s: %q is neither a tag nor a digest", r.place(), target)
+		return nil, fmt.Errorf("%s: %q is neither a tag nor a digest", r.Repository(), target)
 	}
 	at := *r
 	at.target, at.close = target, func() error { return nil }
@@ -158,14 +159,15 @@ func (r *Reference) At(target string) (*Reference, error) {
 func (r *Reference) String() string {
 	switch {
 	case r.target == "":
-		return r.place()
+		return r.Repository()
 	case r.Digest() != "":
-		return r.place() + "@" + r.target
+		return r.Repository() + "@" + r.target
 	}
-	return r.place() + ":" + r.target
+	return r.Repository() + ":" + r.target
 }
 
-func (r *Reference) place() string {
+// Repository is the reference without tag and digest.
+func (r *Reference) Repository() string {
 	if r.folder != "" {
 		return "oci:" + r.folder
 	}
@@ -262,17 +264,26 @@ func (r *Reference) Resolve(ctx context.Context) (*Reference, error) {
 	if r.target == "" {
 		return nil, fmt.Errorf("%s names neither tag nor digest: add :TAG or @sha256:...", r)
 	}
-	_, digest, err := r.manifest(ctx)
+	data, _, err := r.rawManifest(ctx)
 	if err != nil {
-		return nil, err
+		return nil, r.Explain(err)
 	}
-	return r.At(digest)
+	return r.At(digestOf(sha256.Sum256(data)).String())
+}
+
+// Pin makes the reference one by digest, that which its tag has now.
+func (r *Reference) Pin(ctx context.Context) error {
+	at, err := r.Resolve(ctx)
+	if err == nil {
+		r.target = at.target
+	}
+	return err
 }
 
 // Tags lists the repository's tags, sorted; none where it does not exist.
 func (r *Reference) Tags(ctx context.Context) ([]string, error) {
 	tags, err := remote.List(r.repository, r.Options(ctx)...)
-	if err = r.explain(err); err != nil {
+	if err = r.Explain(err); err != nil {
 		var absent *NotFound
 		if errors.As(err, &absent) {
 			return nil, nil

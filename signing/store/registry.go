@@ -459,6 +459,8 @@ func (g *Registry) newUpload() (string, error) {
 	return id, nil
 }
 
+var errTaken = errors.New("there is a manifest with this tag, and If-None-Match says that there must not be")
+
 var errTooMany = errors.New("too many uploads at once")
 
 // drop forgets an upload; the caller holds its lock.
@@ -497,7 +499,11 @@ func (g *Registry) put(w http.ResponseWriter, req *http.Request, repository, tar
 	if tagPattern.MatchString(target) {
 		tag = target
 	}
+	fresh := req.Header.Get("If-None-Match") == "*"
 	err = g.change(func(entries []entry) ([]entry, error) {
+		if fresh && slices.ContainsFunc(entries, func(e entry) bool { return e.repository == repository && e.tag == tag }) {
+			return nil, errTaken
+		}
 		if err := putManifest(g.reads, repository, target, mediaType, data); err != nil {
 			return nil, err
 		}
@@ -648,6 +654,8 @@ func failWrite(w http.ResponseWriter, err error) {
 	switch {
 	case errors.As(err, &tooLarge):
 		fail(w, http.StatusRequestEntityTooLarge, "SIZE_INVALID", fmt.Sprintf("at most %d bytes", tooLarge.Limit))
+	case errors.Is(err, errTaken):
+		fail(w, http.StatusPreconditionFailed, "DENIED", err.Error())
 	case errors.Is(err, errTooMany):
 		fail(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", err.Error())
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

@@ -273,8 +273,8 @@ func TestParse(t *testing.T) {
 			t.Errorf("%s: %v", ref, err)
 			continue
 		}
-		if r.place() != want[0] || r.Tag() != want[1] || r.Digest() != want[2] {
-			t.Errorf("%s: %q %q %q", ref, r.place(), r.Tag(), r.Digest())
+		if r.Repository() != want[0] || r.Tag() != want[1] || r.Digest() != want[2] {
+			t.Errorf("%s: %q %q %q", ref, r.Repository(), r.Tag(), r.Digest())
 		}
 	}
 	for _, ref := range []string{"", "mnist", "mnist:v1", "a/b:v1", "oci:", "oci::v1", "https://ghcr.io/a/b", "ghcr.io/A/b", "ghcr.io/a:-x", "ghcr.io/a\n:v1", "oci:d:-", strings.Repeat("a", 5000)} {

@@ -20,8 +20,8 @@ func Marshal(n *nn.Network, metadata map[string]string) ([]byte, error) {
 	if err := n.Check(); err != nil {
 		return nil, fmt.Errorf("onnx: %w", err)
 	}
-	if len(n.Name) > maxName || !utf8.ValidString(n.Name) {
-		return nil, fmt.Errorf("onnx: network name %q: must be UTF-8 of at most %d bytes", n.Name, maxName)
+	if len(n.Name) > maxName || !utf8.ValidString(n.Name) || !printable(n.Name) {
+		return nil, fmt.Errorf("onnx: network name %q: must be printable UTF-8 of at most %d bytes", n.Name, maxName)
 	}
 	size := 0
 	for key, value := range metadata {
@@ -39,18 +39,22 @@ func Marshal(n *nn.Network, metadata map[string]string) ([]byte, error) {
 	tail := appendMessage(shapes, 11, value(inputName, in.Channels, in.Height, in.Width))
 	tail = appendMessage(tail, 12, value(outputName, n.Classes()))
 
-	// The weights are most of the file: they are written straight into it,
-	// which needs the sizes of the messages around them first.
+	end := appendMessage(nil, 8, appendInt(appendMessage(nil, 1, nil), 2, opset))
+	for _, key := range slices.Sorted(maps.Keys(metadata)) {
+		entry := appendMessage(nil, 1, []byte(key))
+		end = appendMessage(end, 14, appendMessage(entry, 2, []byte(metadata[key])))
+	}
+
+	// The weights are most of the file: they are written straight into it, which
+	// needs the sizes of the messages around them first.
 	graphSize := len(nodes) + len(head) + len(tail)
 	for _, p := range n.Parameters {
 		graphSize += protowire.SizeTag(5) + protowire.SizeBytes(tensorSize(p))
 	}
-	var model []byte
-	model = appendInt(model, 1, irVersion)
-	model = appendMessage(model, 2, []byte(producer))
-	model = protowire.AppendTag(model, 7, protowire.BytesType)
-	model = protowire.AppendVarint(model, uint64(graphSize))
-	model = slices.Grow(model, graphSize+size+16*len(metadata)+64)
+	start := appendMessage(appendInt(nil, 1, irVersion), 2, []byte(producer))
+	start = protowire.AppendVarint(protowire.AppendTag(start, 7, protowire.BytesType), uint64(graphSize))
+	model := make([]byte, 0, len(start)+graphSize+len(end))
+	model = append(model, start...)
 	model = append(model, nodes...)
 	model = append(model, head...)
 	for _, p := range n.Parameters {
@@ -59,12 +63,7 @@ func Marshal(n *nn.Network, metadata map[string]string) ([]byte, error) {
 		model = appendTensor(model, n, p)
 	}
 	model = append(model, tail...)
-	model = appendMessage(model, 8, appendInt(appendMessage(nil, 1, nil), 2, opset))
-	for _, key := range slices.Sorted(maps.Keys(metadata)) {
-		entry := appendMessage(nil, 1, []byte(key))
-		model = appendMessage(model, 14, appendMessage(entry, 2, []byte(metadata[key])))
-	}
-	return model, nil
+	return append(model, end...), nil
 }
 
 // nodesOf writes a network's nodes, and the tensors of its reshapes.
@@ -170,13 +169,13 @@ func tensorSize(p nn.Parameter) int {
 	return len(tensorHead(p)) + protowire.SizeTag(9) + protowire.SizeBytes(4*len(p.Data))
 }
 
-// appendTensor appends a parameter in ONNX's layout.
+// appendTensor appends a parameter in ONNX's layout; b has room for it.
 func appendTensor(b []byte, n *nn.Network, p nn.Parameter) []byte {
 	b = append(b, tensorHead(p)...)
 	b = protowire.AppendTag(b, 9, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(4*len(p.Data)))
 	at := len(b)
-	b = slices.Grow(b, 4*len(p.Data))[:at+4*len(p.Data)]
+	b = b[:at+4*len(p.Data)]
 	raw := b[at:]
 	put := func(here, there int) {
 		binary.LittleEndian.PutUint32(raw[4*there:], math.Float32bits(p.Data[here]))

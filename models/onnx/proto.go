@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -219,6 +220,11 @@ func text(b []byte) (string, error) {
 	return string(b), nil
 }
 
+// printable tells whether a network's name can be shown as it is.
+func printable(name string) bool {
+	return !strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
 // add appends to a list from the file, up to a limit.
 func add[S ~[]T, T any](list *S, item T, limit int, what string) error {
 	if len(*list) >= limit {
@@ -312,7 +318,9 @@ func parseGraph(data []byte) (*graph, error) {
 				return fmt.Errorf("%v: %w", n, err)
 			}
 		case 2:
-			g.name, err = text(f.bytes)
+			if g.name, err = text(f.bytes); err == nil && !printable(g.name) {
+				err = fmt.Errorf("its name %q is not printable", g.name)
+			}
 		case 5:
 			var t *tensor
 			if t, err = parseTensor(f.bytes); err != nil {

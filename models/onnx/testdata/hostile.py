@@ -135,6 +135,7 @@ case("huge-input", lambda m: m.graph.input[0].CopyFrom(helper.make_tensor_value_
 case("old-opset", lambda m: setattr(m.opset_import[0], "version", 3), "operator set 3")
 case("future-opset", lambda m: setattr(m.opset_import[0], "version", 99), "operator set 99")
 case("no-nodes", lambda m: m.graph.ClearField("node"), "output")
+case("escape-code-in-name", lambda m: setattr(m.graph, "name", "\x1b[2Jgood"), "not printable")
 case("functions", lambda m: m.functions.append(helper.make_function("d", "f", ["x"], ["y"], [], [])), "functions")
 
 # Tensors (cases 21 and 22).

@@ -3,8 +3,11 @@ package train
 import (
 	"math"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/temper-ml/temper/models/nn/kernel"
 )
 
 // snapshot is what an optimiser step changes: enough to go back to, or to
@@ -13,16 +16,12 @@ type snapshot struct {
 	updates int       // optimiser steps so far
 	weights []float32 // the network's flat parameter vector
 	m, v    []float32 // Adam's running means of the gradient and of its square
-	ema     []float32 // moving average of the weights; empty without EMA
+	ema     []float32 // moving average of the weights; kept also where the recipe has none
 }
 
-func newSnapshot(weights []float32, ema bool) snapshot {
-	s := snapshot{weights: weights, m: make([]float32, len(weights)), v: make([]float32, len(weights))}
-	if ema {
-		s.ema = make([]float32, len(weights))
-		copy(s.ema, weights)
-	}
-	return s
+func newSnapshot(weights []float32) snapshot {
+	n := len(weights)
+	return snapshot{weights: weights, m: make([]float32, n), v: make([]float32, n), ema: slices.Clone(weights)}
 }
 
 // vectors lists the snapshot's memory in the order of the checkpoint file.
@@ -81,55 +80,16 @@ func norm(gradient []float32, partial []float64) float64 {
 func (s *snapshot) update(gradient []float32, scale, rate float64, a Adam, decay float64) {
 	s.updates++
 	t := float64(s.updates)
-	c := coefficients{
-		scale: float32(scale),
-		beta1: float32(a.Beta1), rest1: float32(1 - a.Beta1),
-		beta2: float32(a.Beta2), rest2: float32(1 - a.Beta2),
-		rate:    float32(rate / (1 - math.Pow(a.Beta1, t))),
-		unbias:  float32(1 / math.Sqrt(1-math.Pow(a.Beta2, t))),
-		epsilon: float32(a.Epsilon),
-		forget:  float32(1 - min(decay, (1+t)/(10+t))),
+	unbias := math.Sqrt(1 - math.Pow(a.Beta2, t))
+	c := kernel.AdamStep{
+		Beta1: float32(a.Beta1), Rest1: float32(1 - a.Beta1),
+		Beta2: float32(a.Beta2), Rest2: float32(1 - a.Beta2),
+		Rate:    float32(rate * unbias / (1 - math.Pow(a.Beta1, t))),
+		Epsilon: float32(a.Epsilon * unbias),
+		Average: float32(1 - min(decay, (1+t)/(10+t))),
+		Scale:   float32(scale),
 	}
 	chunks(len(gradient), func(_, lo, hi int) {
-		if len(s.ema) == 0 {
-			c.adam(s.weights[lo:hi], s.m[lo:hi], s.v[lo:hi], gradient[lo:hi])
-		} else {
-			c.adamEMA(s.weights[lo:hi], s.m[lo:hi], s.v[lo:hi], s.ema[lo:hi], gradient[lo:hi])
-		}
+		kernel.Adam(s.weights[lo:hi], s.m[lo:hi], s.v[lo:hi], s.ema[lo:hi], gradient[lo:hi], &c)
 	})
-}
-
-// coefficients are the factors of one optimiser step, the same for every
-// parameter.
-type coefficients struct {
-	scale                      float32 // of the gradient, to clip its norm
-	beta1, rest1, beta2, rest2 float32
-	rate, unbias, epsilon      float32 // w -= rate m / (unbias sqrt(v) + epsilon)
-	forget                     float32 // ema += forget (w - ema)
-}
-
-// adam updates parameters w with gradients g in one pass over memory.
-func (c *coefficients) adam(w, m, v, g []float32) {
-	m, v, g = m[:len(w)], v[:len(w)], g[:len(w)]
-	for i := range w {
-		d := g[i] * c.scale
-		mean := c.beta1*m[i] + c.rest1*d
-		square := c.beta2*v[i] + c.rest2*d*d
-		m[i], v[i] = mean, square
-		w[i] -= c.rate * mean / (c.unbias*float32(math.Sqrt(float64(square))) + c.epsilon)
-	}
-}
-
-// adamEMA is adam, and the moving average in the same pass.
-func (c *coefficients) adamEMA(w, m, v, ema, g []float32) {
-	m, v, ema, g = m[:len(w)], v[:len(w)], ema[:len(w)], g[:len(w)]
-	for i := range w {
-		d := g[i] * c.scale
-		mean := c.beta1*m[i] + c.rest1*d
-		square := c.beta2*v[i] + c.rest2*d*d
-		m[i], v[i] = mean, square
-		now := w[i] - c.rate*mean/(c.unbias*float32(math.Sqrt(float64(square)))+c.epsilon)
-		w[i] = now
-		ema[i] += c.forget * (now - ema[i])
-	}
 }

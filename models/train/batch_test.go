@@ -158,8 +158,8 @@ func TestAdam(t *testing.T) {
 		weights[i] = float32(rng.NormFloat64())
 		w[i], ema[i] = float64(weights[i]), float64(weights[i])
 	}
-	plain := newSnapshot(slices.Clone(weights), false)
-	s := newSnapshot(weights, true)
+	plain := newSnapshot(slices.Clone(weights))
+	s := newSnapshot(weights)
 	for step := 1; step <= 20; step++ {
 		for i := range g {
 			g[i] = float32(rng.NormFloat64())

@@ -39,7 +39,6 @@ type head struct {
 	Loss        float64    `json:"loss"` // sum over this epoch's steps
 	LastLoss    float64    `json:"last_loss"`
 	Parameters  int        `json:"parameters"`
-	EMA         bool       `json:"ema"`
 	Guard       bool       `json:"guard"`
 }
 
@@ -112,14 +111,11 @@ func appendFloats(out []byte, vectors [][]float32) []byte {
 
 // vectorBytes is the size of the vectors that a head announces.
 func vectorBytes(h head) int {
-	n := 3
-	if h.EMA {
-		n++
-	}
+	vectors := 4
 	if h.Guard {
-		n *= 2
+		vectors *= 2
 	}
-	return 4 * n * h.Parameters
+	return 4 * vectors * h.Parameters
 }
 
 var errDamaged = errors.New("the file is damaged or no checkpoint: delete it to start afresh")
@@ -149,7 +145,7 @@ func decode(data []byte, want head, total int, vectors [][]float32) (head, error
 	if what := h.Origin.differs(want.Origin); what != "" {
 		return h, fmt.Errorf("it belongs to a training with another %s: delete it or choose another file", what)
 	}
-	if rest = rest[n:]; h.Parameters != want.Parameters || h.EMA != want.EMA || h.Guard != want.Guard || len(rest) != vectorBytes(want) {
+	if rest = rest[n:]; h.Parameters != want.Parameters || h.Guard != want.Guard || len(rest) != vectorBytes(want) {
 		return h, errDamaged
 	}
 	if h.Step < 0 || h.Step > total || h.Updates < 0 || h.Updates > h.Step || h.GoodStep < 0 || h.GoodStep > h.Step || h.GoodUpdates < 0 || h.GoodUpdates > h.GoodStep {

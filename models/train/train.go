@@ -145,7 +145,7 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 		net: net, recipe: recipe, threat: threat, opts: opts, log: opts.Log,
 		batches: newBatches(train, model, recipe, seed), machine: machine,
 		partial: make([]float64, (len(flat)+chunk-1)/chunk),
-		now:     newSnapshot(flat, recipe.EMA > 0),
+		now:     newSnapshot(flat),
 	}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
@@ -154,7 +154,7 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 		n := min(guardImages, validation.Len())
 		t.guard = &guard{
 			x: make([]float32, n*net.Input.Size()), labels: validation.Labels[:n], model: model, seed: seed,
-			good: newSnapshot(make([]float32, len(flat)), recipe.EMA > 0),
+			good: newSnapshot(make([]float32, len(flat))),
 		}
 		validation.Read(t.guard.x, 0, n)
 	}
@@ -319,7 +319,7 @@ func (t *trainer) largest(gradient []float32) string {
 func (t *trainer) head() (head, [][]float32) {
 	h := head{
 		Origin: t.origin, Step: t.step, Updates: t.now.updates, Loss: t.loss, LastLoss: t.lastLoss,
-		Parameters: len(t.now.weights), EMA: t.recipe.EMA > 0,
+		Parameters: len(t.now.weights),
 	}
 	vectors := t.now.vectors()
 	if g := t.guard; g != nil {

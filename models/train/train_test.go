@@ -309,7 +309,7 @@ func TestDamagedCheckpointIsRefused(t *testing.T) {
 }
 
 func FuzzCheckpoint(f *testing.F) {
-	want := head{Parameters: 3, EMA: true, Guard: true}
+	want := head{Parameters: 3, Guard: true}
 	vectors := func() (v [][]float32) {
 		for range 8 {
 			v = append(v, make([]float32, 3))

@@ -1,0 +1,272 @@
+package serve
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/temper-ml/temper/models/onnx"
+	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/signing/channel"
+	"github.com/temper-ml/temper/signing/sign"
+	"github.com/temper-ml/temper/signing/statement"
+	"github.com/temper-ml/temper/signing/store"
+	"github.com/temper-ml/temper/signing/verify"
+)
+
+// shop is a layout folder with a signing key.
+type shop struct {
+	t      *testing.T
+	folder string // reference of the folder
+	pub    string // path of the public key
+	key    *sign.Key
+	policy verify.Policy
+}
+
+func newShop(t *testing.T) *shop {
+	t.Helper()
+	dir := t.TempDir()
+	none := func(bool) ([]byte, error) { return nil, nil }
+	if err := sign.GenerateKeyPair(dir, none); err != nil {
+		t.Fatal(err)
+	}
+	key, err := sign.LoadKey(t.Context(), filepath.Join(dir, "cosign.key"), none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &shop{
+		t: t, folder: "oci:" + filepath.Join(dir, "digits"), pub: filepath.Join(dir, "cosign.pub"), key: key,
+		policy: verify.Policy{Keys: []verify.Key{{Name: "test", PEM: key.PublicKey()}}},
+	}
+}
+
+// push writes a model under a tag.
+func (s *shop) push(tag string, seed uint64, signed bool) (ref string) {
+	s.t.Helper()
+	data, err := onnx.Marshal(network(s.t, small, seed), nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return s.pushFile(tag, data, signed)
+}
+
+func (s *shop) pushFile(tag string, data []byte, signed bool) (ref string) {
+	s.t.Helper()
+	ref, err := store.Push(s.t.Context(), s.folder+":"+tag, &store.Artifact{
+		Type:  "application/vnd.cncf.model.manifest.v1+json",
+		Files: []store.File{{Name: statement.ModelFile, Data: data}},
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if signed {
+		if _, err := s.key.Sign(s.t.Context(), ref); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return ref
+}
+
+func (s *shop) promote(ref string) {
+	s.t.Helper()
+	if _, err := channel.Promote(s.t.Context(), channel.Promotion{Channel: s.folder + ":production", Model: ref, Policy: s.policy, Signer: s.key}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func digestIn(ref string) string {
+	_, digest, _ := strings.Cut(ref, "@")
+	return digest
+}
+
+func TestCase55ArtifactIsVerified(t *testing.T) {
+	s := newShop(t)
+	good := s.push("v", 1, true)
+	source := &Artifact{Reference: s.folder + ":v", Policy: s.policy}
+	m, err := source.Load(t.Context(), "")
+	if err != nil || m.Digest != digestIn(good) || m.Version != versionOf(m.Digest) {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	if _, err := source.Load(t.Context(), m.Digest); !errors.Is(err, ErrUnchanged) {
+		t.Errorf("the same model again: %v", err)
+	}
+	refused := func(what, reason string) {
+		t.Helper()
+		var e *LoadError
+		if m, err := source.Load(t.Context(), m.Digest); !errors.As(err, &e) || e.Reason != reason {
+			t.Errorf("%s: %+v, %v, want %s", what, m, err, reason)
+		}
+	}
+	s.push("v", 2, false)
+	refused("unsigned", Unverified)
+	s.pushFile("v", []byte("\x80\x04\x95pickle"), true)
+	refused("a signed pickle", Unverified)
+	source.Policy.Keys = newShop(t).policy.Keys
+	s.push("v", 3, true)
+	refused("signed by another key", Unverified)
+	source.Policy = s.policy
+	source.Reference = s.folder + ":absent"
+	refused("absent", Unavailable)
+	source.Reference = "localhost:1/digits:v"
+	refused("registry down", Unavailable)
+	source.Reference = ":"
+	refused("no reference", Invalid)
+}
+
+func TestChannelIsFollowed(t *testing.T) {
+	s := newShop(t)
+	refs := []string{s.push("a", 1, true), s.push("b", 2, true)}
+	s.promote(refs[0])
+	source := &Channel{Reference: s.folder + ":production", Policy: s.policy}
+	m, err := source.Load(t.Context(), "")
+	if err != nil || m.Version != "1" || m.Digest != digestIn(refs[0]) {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	if _, err := source.Load(t.Context(), m.Digest); !errors.Is(err, ErrUnchanged) {
+		t.Error(err)
+	}
+	s.promote(refs[1])
+	if m, err = source.Load(t.Context(), m.Digest); err != nil || m.Version != "2" || m.Digest != digestIn(refs[1]) {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	source.seen = 7 // as if the registry had gone back in time
+	var e *LoadError
+	if _, err := source.Load(t.Context(), m.Digest); !errors.As(err, &e) || e.Reason != Unverified {
+		t.Errorf("an old record: %v", err)
+	}
+}
+
+// runCommand runs the command as its process would.
+func runCommand(ctx context.Context, args ...string) (code int, stderr string) {
+	var out, errs syncBuffer
+	code = step.Run(ctx, Command(), args, &out, &errs)
+	return code, strings.Join(errs.lines(), "\n")
+}
+
+func TestCommandExitCodes(t *testing.T) {
+	s := newShop(t)
+	s.push("good", 1, true)
+	s.push("unsigned", 2, false)
+	private := filepath.Join(filepath.Dir(s.pub), "cosign.key")
+	anywhere := []string{"--listen", "127.0.0.1:0", "--admin-listen", ""}
+	for _, c := range []struct {
+		code int
+		args string
+		want string
+	}{
+		{2, "--key " + s.pub, "channel model"},
+		{2, "--model x --channel y --key " + s.pub, "none of the others"},
+		{2, "--model " + s.folder + ":good", `\"key\" not set`},
+		{2, "--model " + s.folder + ":good --key /nowhere.pub", "no such file"},
+		{2, "--model " + s.folder + ":good --key " + private, "it is a private key"},
+		{2, "--model " + s.folder + ":good --key " + s.pub + " --policy wong", "takes the YAML file of a model"},
+		{2, "--model " + s.folder + ":good --key " + s.pub + " --name a/b", "model name"},
+		{2, "--model " + s.folder + ":good --key " + s.pub + " --mirror-fraction NaN", "number from 0 to 1"},
+		{2, "--model " + s.folder + ":good --key " + s.pub + " --listen 1.2.3.4:99999", "--listen"},
+		{3, "--model " + s.folder + ":unsigned --key " + s.pub, "not signed"},
+		{3, "--model " + s.folder + ":good --key " + s.pub + " --policy ../../../models/zoo/wong.yaml", "no statement"},
+		{4, "--model localhost:1/digits:v --key " + s.pub, "localhost:1"},
+	} {
+		code, stderr := runCommand(t.Context(), append(anywhere, strings.Fields(c.args)...)...)
+		if code != c.code || !strings.Contains(stderr, c.want) {
+			t.Errorf("%s: exit code %d, want %d with %q: %s", c.args, code, c.code, c.want, stderr)
+		}
+	}
+}
+
+func TestCommandServesAChannel(t *testing.T) {
+	s := newShop(t)
+	s.promote(s.push("a", 1, true))
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	listener.Close()
+	t.Setenv("TEMPER_POLL", "20ms")
+	ctx, stop := context.WithCancel(t.Context())
+	type end struct {
+		code   int
+		stderr string
+	}
+	ended := make(chan end, 1)
+	go func() {
+		code, stderr := runCommand(ctx, "--channel", s.folder+":production", "--key", s.pub, "--listen", address, "--admin-listen", "")
+		ended <- end{code, stderr}
+	}()
+	version := func() string {
+		resp, err := http.Get("http://" + address + "/v2/models/digits")
+		if err != nil {
+			return err.Error()
+		}
+		defer resp.Body.Close()
+		var m struct{ Versions []string }
+		json.NewDecoder(resp.Body).Decode(&m)
+		return fmt.Sprint(m.Versions)
+	}
+	await := func(want string) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); version() != want; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("versions %s, want %s", version(), want)
+			}
+		}
+	}
+	await("[1]")
+	s.promote(s.push("b", 2, true))
+	await("[2]")
+	http.DefaultClient.CloseIdleConnections()
+	stop()
+	if e := <-ended; e.code != 0 {
+		t.Errorf("exit code %d: %s", e.code, e.stderr)
+	} else {
+		for line := range strings.Lines(e.stderr) {
+			if !json.Valid([]byte(line)) {
+				t.Errorf("not a line of JSON: %s", line)
+			}
+		}
+	}
+}
+
+func TestPolicyOfEveryZooModelIsRead(t *testing.T) {
+	files, err := filepath.Glob("../../../models/zoo/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := parsePolicy(data)
+		if err != nil || p.MinRobustAccuracy == 0 || p.Threat.Epsilon == 0 {
+			t.Errorf("%s: %+v, %v", f, p, err)
+		}
+		if _, err := parsePolicy(bytes.Replace(data, []byte("min_samples"), []byte("min_sample"), 1)); err == nil {
+			t.Errorf("%s: a mistyped key was accepted", f)
+		}
+	}
+}
+
+func TestDefaultName(t *testing.T) {
+	for ref, want := range map[string]string{
+		"localhost:5000/models/mnist:production": "mnist",
+		"localhost:5000/mnist@sha256:0":          "mnist",
+		"oci:out:v1":                             "out",
+		"oci:a/b@sha256:0":                       "b",
+		"":                                       "",
+	} {
+		if got := defaultName(ref); got != want {
+			t.Errorf("%s: %q, want %q", ref, got, want)
+		}
+	}
+}

@@ -70,6 +70,7 @@ type Sentinel struct {
 	cooling   bool
 	cooled    time.Time
 	reported  time.Time  // the last report
+	problem   string     // of the last load
 	news      []Incident // not yet told
 	telling   sync.Mutex // keeps the news in order
 }
@@ -277,8 +278,9 @@ type Status struct {
 	Attack    Level      `json:"attack"`
 	Accuracy  *Level     `json:"accuracy,omitempty"` // absent: off
 	Labels    uint64     `json:"labels"`
-	Errors    uint64     `json:"errors"`  // labels that the model's answer contradicts
-	Waiting   int        `json:"waiting"` // requests without their response, or the other way round
+	Errors    uint64     `json:"errors"`            // labels that the model's answer contradicts
+	Waiting   int        `json:"waiting"`           // requests without their response, or the other way round
+	Problem   string     `json:"problem,omitempty"` // why the model in service cannot be watched
 	Open      *Incident  `json:"open,omitempty"`
 	Incidents []Incident `json:"incidents"` // closed, oldest first
 }
@@ -293,7 +295,7 @@ type Level struct {
 func (s *Sentinel) Status() Status {
 	var st Status
 	s.change(func(time.Time) {
-		st = Status{State: s.state(), Waiting: s.pending.len(), Incidents: append([]Incident{}, s.incidents...)}
+		st = Status{State: s.state(), Waiting: s.pending.len(), Problem: s.problem, Incidents: append([]Incident{}, s.incidents...)}
 		if s.open != nil {
 			i := *s.open
 			st.Open = &i

@@ -3,23 +3,44 @@ package attack
 import (
 	"fmt"
 	"math"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
 
 	"github.com/temper-ml/temper/models/nn"
 )
 
 // Loop is projected gradient ascent, the one loop behind FGSM, PGD and
-// adversarial training.
+// adversarial training. It serves one goroutine at a time, and itself works on
+// the rows of a batch from all processors.
 type Loop struct {
 	Model Model
 	Ball  Ball
 	Alpha float32 // size of a step, in the ball's norm
 	steps int     // taken so far, for errors
+	still []bool  // rows that do not move in this step
+}
+
+// Start moves the first n images of x to random starts around those of clean,
+// drawn from a ball that may be narrower or wider than the loop's. What a row
+// draws depends on the seed, the draw's number and the row only.
+func (l *Loop) Start(ball Ball, x, clean []float32, n int, seed, draw uint64) {
+	size := l.Model.Network().Input.Size()
+	share(n, func(lo, hi int) {
+		rng := rand.NewPCG(0, 0)
+		for row := lo; row < hi; row++ {
+			at, end := row*size, (row+1)*size
+			Seed(rng, seed, draw, uint64(row))
+			ball.RandomStart(x[at:end], clean[at:end], rng)
+		}
+	})
 }
 
 // Step moves the first n images of x one step up their loss, inside the ball
 // around the images of clean. Before an image moves, visit (if any) is told
 // its logits and may return false to keep it, or put another image in its
-// place. A nil loss means that no image moves. The step allocates no memory.
+// place. A nil loss means that no image moves.
 func (l *Loop) Step(x, clean []float32, n int, loss nn.Loss, visit func(row int, logits []float32) (move bool)) error {
 	network := l.Model.Network()
 	size, classes := network.Input.Size(), network.Classes()
@@ -34,23 +55,53 @@ func (l *Loop) Step(x, clean []float32, n int, loss nn.Loss, visit func(row int,
 	if err != nil {
 		return fmt.Errorf("attack: step %d: %w", l.steps, err)
 	}
+	if len(l.still) < n {
+		l.still = make([]bool, n)
+	}
 	for row := range n {
-		at, end := row*size, (row+1)*size
 		z := logits[row*classes : (row+1)*classes]
 		if !finite(z) {
 			return fmt.Errorf("attack: step %d: the logits of row %d are not finite: %v", l.steps, row, z)
 		}
-		move := visit == nil || visit(row, z)
-		if loss == nil || !move {
-			continue
+		l.still[row] = visit != nil && !visit(row, z)
+	}
+	if loss == nil {
+		return nil
+	}
+	var bad atomic.Int64 // a row whose gradient is not finite, plus 1
+	share(n, func(lo, hi int) {
+		for row := lo; row < hi; row++ {
+			at, end := row*size, (row+1)*size
+			if l.still[row] {
+				continue
+			}
+			if !finite(gradient[at:end]) {
+				bad.Store(int64(row) + 1)
+				return
+			}
+			l.Ball.Step(x[at:end], gradient[at:end], l.Alpha)
+			l.Ball.Project(x[at:end], clean[at:end])
 		}
-		if !finite(gradient[at:end]) {
-			return fmt.Errorf("attack: step %d: the gradient of row %d is not finite", l.steps, row)
-		}
-		l.Ball.Step(x[at:end], gradient[at:end], l.Alpha)
-		l.Ball.Project(x[at:end], clean[at:end])
+	})
+	if row := bad.Load() - 1; row >= 0 {
+		return fmt.Errorf("attack: step %d: the gradient of row %d is not finite", l.steps, row)
 	}
 	return nil
+}
+
+// minShare is the number of rows below which a goroutine costs more than it
+// saves.
+const minShare = 16
+
+// share divides n rows among the processors.
+func share(n int, work func(lo, hi int)) {
+	workers := max(1, min(runtime.GOMAXPROCS(0), n/minShare))
+	var wait sync.WaitGroup
+	for w := 1; w < workers; w++ {
+		wait.Go(func() { work(w*n/workers, (w+1)*n/workers) })
+	}
+	work(0, n/workers)
+	wait.Wait()
 }
 
 // finite reports whether no value is NaN or infinite: those are the float32

@@ -17,7 +17,7 @@ type batches struct {
 	seed          uint64
 	rows          int // images a batch
 	size, classes int
-	share         float64 // of rows that stay clean
+	kept          int // rows that stay clean, but for TRADES
 	model         attack.Model
 
 	epoch   int // whose order is in order; -1 for none
@@ -35,7 +35,7 @@ func newBatches(train *dataset.Set, model attack.Model, recipe Recipe, seed uint
 	net := model.Network()
 	b := &batches{
 		train: train, seed: seed, rows: recipe.Batch, size: net.Input.Size(), classes: net.Classes(),
-		share: recipe.CleanShare, model: model,
+		kept: recipe.cleanRows(), model: model,
 		epoch: -1, order: make([]int, train.Len()), labels: make([]uint8, recipe.Batch),
 		loop: attack.Loop{Model: model}, rng: rand.NewPCG(0, 0),
 	}
@@ -86,17 +86,14 @@ func (b *batches) make(step int, m method) (objective, error) {
 	if m.ball == nil {
 		return b.crossEntropy(b.clean), nil
 	}
-	kept := 0
-	if !m.trades {
-		kept = int(math.Round(b.share * float64(b.rows)))
+	kept := b.kept
+	if m.trades {
+		kept = 0
 	}
 	copy(b.adv, b.clean)
+	adv, clean := b.adv[kept*b.size:], b.clean[kept*b.size:]
 	if m.start != nil {
-		for row := kept; row < b.rows; row++ {
-			attack.Seed(b.rng, b.seed, uint64(step), uint64(row))
-			at, end := row*b.size, (row+1)*b.size
-			m.start.RandomStart(b.adv[at:end], b.clean[at:end], b.rng)
-		}
+		b.loop.Start(m.start, adv, clean, b.rows-kept, b.seed, uint64(step))
 	}
 	loss := attack.CrossEntropy(b.labels[kept:], b.classes)
 	if m.trades {
@@ -108,11 +105,9 @@ func (b *batches) make(step int, m method) (objective, error) {
 		loss = attack.Divergence(b.targets, b.classes)
 	}
 	b.loop.Ball, b.loop.Alpha = m.ball, m.alpha
-	if kept < b.rows {
-		for range m.steps {
-			if err := b.loop.Step(b.adv[kept*b.size:], b.clean[kept*b.size:], b.rows-kept, loss, nil); err != nil {
-				return objective{}, err
-			}
+	for range m.steps {
+		if err := b.loop.Step(adv, clean, b.rows-kept, loss, nil); err != nil {
+			return objective{}, err
 		}
 	}
 	if m.trades {

@@ -86,13 +86,16 @@ func (r Recipe) Validate() error {
 		{"optimiser.beta1", a.Beta1, 0, 0.999999},
 		{"optimiser.beta2", a.Beta2, 0, 0.999999},
 		{"optimiser.epsilon", a.Epsilon, 0, 1},
-		{"clean_share", r.CleanShare, 0, 0.999},
+		{"clean_share", r.CleanShare, 0, 1},
 		{"ema", r.EMA, 0, 0.999999},
 		{"clip", r.Clip, 0, 1e6},
 	} {
 		if !(f.value >= f.low && f.value <= f.high) {
 			return fmt.Errorf("%s is %v: must be %v to %v", f.key, f.value, f.low, f.high)
 		}
+	}
+	if r.cleanRows() == r.Batch {
+		return fmt.Errorf("clean_share is %v: that leaves no adversarial image in a batch of %d", r.CleanShare, r.Batch)
 	}
 	if !slices.Contains(schedules, r.Schedule.Kind) {
 		return fmt.Errorf("schedule.kind: %w", unknown.Name("schedule", r.Schedule.Kind, schedules))
@@ -166,6 +169,9 @@ func (r Recipe) Epochs() float64 {
 	}
 	return total
 }
+
+// cleanRows is the number of images of a batch that stay clean.
+func (r Recipe) cleanRows() int { return int(math.Round(r.CleanShare * float64(r.Batch))) }
 
 // uses reports whether a phase has the method.
 func (r Recipe) uses(method string) bool {

@@ -15,14 +15,15 @@ func TestRecipeValidate(t *testing.T) {
 		}
 	}
 	for want, change := range map[string]func(r *Recipe){
-		"batch is 0":                     func(r *Recipe) { r.Batch = 0 },
-		"optimiser.learning_rate is 0":   func(r *Recipe) { r.Optimiser.LearningRate = 0 },
-		"optimiser.learning_rate is NaN": func(r *Recipe) { r.Optimiser.LearningRate = math.NaN() },
-		"optimiser.beta2 is 1":           func(r *Recipe) { r.Optimiser.Beta2 = 1 },
-		"ema is 1":                       func(r *Recipe) { r.EMA = 1 },
-		"clip is -1":                     func(r *Recipe) { r.Clip = -1 },
-		"clean_share is 1":               func(r *Recipe) { r.CleanShare = 1 },
-		"method is trades":               func(r *Recipe) { r.CleanShare = 0.5 },
+		"batch is 0":                                        func(r *Recipe) { r.Batch = 0 },
+		"optimiser.learning_rate is 0":                      func(r *Recipe) { r.Optimiser.LearningRate = 0 },
+		"optimiser.learning_rate is NaN":                    func(r *Recipe) { r.Optimiser.LearningRate = math.NaN() },
+		"optimiser.beta2 is 1":                              func(r *Recipe) { r.Optimiser.Beta2 = 1 },
+		"ema is 1":                                          func(r *Recipe) { r.EMA = 1 },
+		"clip is -1":                                        func(r *Recipe) { r.Clip = -1 },
+		"no adversarial image in a batch of 10":             func(r *Recipe) { r.CleanShare = 0.96 },
+		"clean_share is 1.5":                                func(r *Recipe) { r.CleanShare = 1.5 },
+		"method is trades":                                  func(r *Recipe) { r.CleanShare = 0.5 },
 		"every phase is standard: remove clean_share":       func(r *Recipe) { r.Phases, r.CleanShare = r.Phases[:1], 0.5 },
 		"cannot overfit to an attack: remove guard":         func(r *Recipe) { r.Phases = r.Phases[:1] },
 		`unknown schedule "cosin"`:                          func(r *Recipe) { r.Schedule.Kind = "cosin" },

@@ -170,8 +170,10 @@ func now(clock func() time.Time) time.Time {
 }
 
 type channel struct {
-	at     *store.Reference
-	policy verify.Policy // for records: the keys, and nothing about models
+	at *store.Reference
+	// policy for records: one of the keys suffices, and nothing is asked about
+	// models. A model itself has to satisfy the whole policy.
+	policy verify.Policy
 }
 
 func open(ctx context.Context, ref string, p verify.Policy) (*channel, error) {
@@ -183,7 +185,7 @@ func open(ctx context.Context, ref string, p verify.Policy) (*channel, error) {
 		r.Close()
 		return nil, fmt.Errorf("channel %s: write REPOSITORY:CHANNEL, such as %s:production", ref, r.Repository())
 	}
-	return &channel{at: r, policy: verify.Policy{Keys: p.Keys, Threshold: p.Threshold, Repositories: p.Repositories, Revoked: p.Revoked}}, nil
+	return &channel{at: r, policy: verify.Policy{Keys: p.Keys, Repositories: p.Repositories, Revoked: p.Revoked}}, nil
 }
 
 // numbered is the place of a record.

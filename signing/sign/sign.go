@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
@@ -46,7 +48,7 @@ func (k *Key) Sign(ctx context.Context, ref string) (string, error) {
 		return "", err
 	}
 	known := cremote.NewDupeDetector(k.signer)
-	err = attach(ctx, r, digest,
+	err = attach(ctx, r, digest, "sig",
 		func(e oci.SignedEntity) (oci.SignedEntity, bool, error) {
 			old, err := e.Signatures()
 			if err != nil {
@@ -88,7 +90,7 @@ func (k *Key) Attest(ctx context.Context, ref, predicateType string, predicate a
 	if err != nil {
 		return "", err
 	}
-	err = attach(ctx, r, digest,
+	err = attach(ctx, r, digest, "att",
 		func(e oci.SignedEntity) (oci.SignedEntity, bool, error) {
 			old, err := e.Attestations()
 			if err != nil {
@@ -120,18 +122,29 @@ func (k *Key) open(ctx context.Context, ref string) (*store.Reference, name.Dige
 	return r, r.Name().(name.Digest), nil
 }
 
-// maxTries bounds how often signers that write at the same moment, each over
-// the other's list of signatures, try again.
-const maxTries = 5
+// maxTries bounds how often signers that write at the same moment try again:
+// the number of signers, and one read to see that it is done.
+const maxTries = 10
 
-// attach adds to the list of signatures or attestations of an artifact, unless
-// edit finds it there, until a read shows it there.
-func attach(ctx context.Context, r *store.Reference, digest name.Digest,
+// attach adds to the list of signatures ("sig") or attestations ("att") of an
+// artifact, unless edit finds it there, until a read shows it there.
+func attach(ctx context.Context, r *store.Reference, digest name.Digest, suffix string,
 	edit func(oci.SignedEntity) (changed oci.SignedEntity, done bool, err error),
 	write func(name.Repository, oci.SignedEntity, ...ociremote.Option) error) error {
-	opts := []ociremote.Option{ociremote.WithRemoteOptions(r.Options(ctx)...)}
+	list, err := r.At(strings.Replace(digest.DigestStr(), ":", "-", 1) + "." + suffix)
+	if err != nil {
+		return err
+	}
 	for range maxTries {
-		e, err := ociremote.SignedEntity(digest, opts...)
+		before := ""
+		at, err := list.Resolve(ctx)
+		var absent *store.NotFound
+		if err == nil {
+			before = at.Digest()
+		} else if !errors.As(err, &absent) {
+			return err
+		}
+		e, err := ociremote.SignedEntity(digest, ociremote.WithRemoteOptions(r.Options(ctx)...))
 		if err != nil {
 			return r.Explain(err)
 		}
@@ -139,7 +152,8 @@ func attach(ctx context.Context, r *store.Reference, digest name.Digest,
 		if err != nil || done {
 			return r.Explain(err)
 		}
-		if err := write(digest.Repository, changed, opts...); err != nil {
+		expecting := list.Expecting(before)
+		if err := write(digest.Repository, changed, ociremote.WithRemoteOptions(expecting.Options(ctx)...)); err != nil && !store.IsChanged(err) {
 			return r.Explain(err)
 		}
 	}

@@ -234,12 +234,7 @@ func (r *Reference) Claim(ctx context.Context, digest string) error {
 		}
 		return err
 	}
-	claim := *r
-	claim.transport = ifAbsent{r.transport}
-	err := claim.SetTag(ctx, digest)
-	var status *transport.Error
-	lost := errors.As(err, &status) && status.StatusCode == http.StatusPreconditionFailed
-	if err != nil && !lost {
+	if err := r.Expecting("").SetTag(ctx, digest); err != nil && !IsChanged(err) {
 		return err
 	}
 	by, err := taken()
@@ -249,13 +244,36 @@ func (r *Reference) Claim(ctx context.Context, digest string) error {
 	return err
 }
 
-// ifAbsent asks that a manifest be put only where there is none.
-type ifAbsent struct{ http.RoundTripper }
+// Expecting is r, but a tag is only written where it names the given digest
+// until then, or nothing where that is "". The registry answers otherwise with
+// an error for which IsChanged holds, where it keeps If-Match and
+// If-None-Match, as Registry does; others write regardless.
+func (r *Reference) Expecting(digest string) *Reference {
+	at := *r
+	at.transport, at.close = expecting{r.transport, digest}, func() error { return nil }
+	return &at
+}
 
-func (t ifAbsent) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.Method == http.MethodPut {
+// IsChanged says whether an error means that a tag did not name what was
+// expected.
+func IsChanged(err error) bool {
+	var status *transport.Error
+	return errors.As(err, &status) && status.StatusCode == http.StatusPreconditionFailed
+}
+
+type expecting struct {
+	http.RoundTripper
+	digest string
+}
+
+func (t expecting) RoundTrip(req *http.Request) (*http.Response, error) {
+	if _, kind, target := split(req.URL.Path); req.Method == http.MethodPut && kind == "manifests" && tagPattern.MatchString(target) {
 		req = req.Clone(req.Context())
-		req.Header.Set("If-None-Match", "*")
+		if t.digest == "" {
+			req.Header.Set("If-None-Match", "*")
+		} else {
+			req.Header.Set("If-Match", `"`+t.digest+`"`)
+		}
 	}
 	return t.RoundTripper.RoundTrip(req)
 }

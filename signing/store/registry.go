@@ -459,7 +459,7 @@ func (g *Registry) newUpload() (string, error) {
 	return id, nil
 }
 
-var errTaken = errors.New("there is a manifest with this tag, and If-None-Match says that there must not be")
+var errChanged = errors.New("the tag names another manifest than If-Match or If-None-Match says")
 
 var errTooMany = errors.New("too many uploads at once")
 
@@ -499,10 +499,11 @@ func (g *Registry) put(w http.ResponseWriter, req *http.Request, repository, tar
 	if tagPattern.MatchString(target) {
 		tag = target
 	}
-	fresh := req.Header.Get("If-None-Match") == "*"
 	err = g.change(func(entries []entry) ([]entry, error) {
-		if fresh && slices.ContainsFunc(entries, func(e entry) bool { return e.repository == repository && e.tag == tag }) {
-			return nil, errTaken
+		now := slices.IndexFunc(entries, func(e entry) bool { return tag != "" && e.repository == repository && e.tag == tag })
+		if want := req.Header.Get("If-Match"); want != "" && (now < 0 || want != `"`+entries[now].descriptor.Digest.String()+`"`) ||
+			req.Header.Get("If-None-Match") == "*" && now >= 0 {
+			return nil, errChanged
 		}
 		if err := putManifest(g.reads, repository, target, mediaType, data); err != nil {
 			return nil, err
@@ -654,7 +655,7 @@ func failWrite(w http.ResponseWriter, err error) {
 	switch {
 	case errors.As(err, &tooLarge):
 		fail(w, http.StatusRequestEntityTooLarge, "SIZE_INVALID", fmt.Sprintf("at most %d bytes", tooLarge.Limit))
-	case errors.Is(err, errTaken):
+	case errors.Is(err, errChanged):
 		fail(w, http.StatusPreconditionFailed, "DENIED", err.Error())
 	case errors.Is(err, errTooMany):
 		fail(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", err.Error())

@@ -9,9 +9,17 @@ import (
 
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/attack"
+	"github.com/temper-ml/temper/runners/step/evaluate"
+	"github.com/temper-ml/temper/runners/step/keygen"
+	"github.com/temper-ml/temper/runners/step/pack"
+	"github.com/temper-ml/temper/runners/step/promote"
 	"github.com/temper-ml/temper/runners/step/registry"
 	"github.com/temper-ml/temper/runners/step/retrain"
+	"github.com/temper-ml/temper/runners/step/sentinel"
+	"github.com/temper-ml/temper/runners/step/serve"
+	"github.com/temper-ml/temper/runners/step/sign"
 	"github.com/temper-ml/temper/runners/step/train"
+	"github.com/temper-ml/temper/runners/step/verify"
 )
 
 func main() { step.Main(command()) }
@@ -34,8 +42,9 @@ Each command reads artifacts from an OCI registry or an OCI layout folder
 		Version: version(),
 	}
 	root.AddCommand(
-		train.Command(), attack.Command(), retrain.Command(),
-		registry.Command(),
+		train.Command(), attack.Command(), evaluate.Command(), retrain.Command(),
+		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(),
+		serve.Command(), sentinel.Command(), registry.Command(),
 	)
 	return root
 }

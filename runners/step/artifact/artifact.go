@@ -22,6 +22,7 @@ import (
 	"github.com/temper-ml/temper/models/onnx"
 	"github.com/temper-ml/temper/models/train"
 	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/signing"
 	"github.com/temper-ml/temper/signing/store"
 )
 
@@ -34,9 +35,9 @@ const (
 
 // Names of the files in them.
 const (
-	ModelFile    = "model.onnx"
-	TrainingFile = "training.json"
-	ReportFile   = "report.json"
+	ModelFile    = signing.ModelFile
+	TrainingFile = signing.TrainingFile
+	ReportFile   = signing.ReportFile
 	PageFile     = "report.html"
 )
 
@@ -54,6 +55,15 @@ type Training struct {
 	Threat        attack.Threat `json:"threat"`
 	Seed          uint64        `json:"seed"`
 	BaseDigest    string        `json:"base_digest,omitempty"` // Model.Digest of the model whose weights it started from
+}
+
+// Encode writes the record as JSON; equal records give equal bytes.
+func (t *Training) Encode() ([]byte, error) {
+	data, err := json.MarshalIndent(t, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", TrainingFile, err)
+	}
+	return append(data, '\n'), nil
 }
 
 // Model is a network that was read from an artifact or a file.
@@ -110,7 +120,7 @@ func PushNetwork(ctx context.Context, ref string, net *nn.Network, training *Tra
 	if err != nil {
 		return nil, err
 	}
-	how, err := json.MarshalIndent(training, "", "  ")
+	how, err := training.Encode()
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +129,7 @@ func PushNetwork(ctx context.Context, ref string, net *nn.Network, training *Tra
 		Type: NetworkType,
 		Files: []store.File{
 			{Name: ModelFile, Data: data},
-			{Name: TrainingFile, MediaType: "application/json", Data: append(how, '\n')},
+			{Name: TrainingFile, MediaType: "application/json", Data: how},
 		},
 	})
 	return m, err
@@ -304,8 +314,16 @@ func push(ctx context.Context, ref string, a *store.Artifact) (reference, digest
 	if err != nil {
 		return "", "", fmt.Errorf("push: %w", err)
 	}
-	_, digest, _ = strings.Cut(reference, "@")
-	return reference, digest, nil
+	return reference, DigestOf(reference), nil
+}
+
+// DigestOf is the digest in a reference, "" where there is none.
+func DigestOf(reference string) string {
+	_, digest, _ := strings.Cut(reference, "@sha256:")
+	if digest == "" {
+		return ""
+	}
+	return "sha256:" + digest
 }
 
 // sameRepository tells whether two references are to one repository.

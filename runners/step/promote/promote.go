@@ -1,0 +1,203 @@
+// Package promote is the step that puts a signed model into service: it moves
+// a channel.
+package promote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/temper-ml/temper/models/evaluate"
+	"github.com/temper-ml/temper/models/gate"
+	"github.com/temper-ml/temper/models/zoo"
+	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/runners/step/artifact"
+	"github.com/temper-ml/temper/runners/step/keygen"
+	trust "github.com/temper-ml/temper/runners/step/verify"
+	"github.com/temper-ml/temper/signing"
+	"github.com/temper-ml/temper/signing/channel"
+	"github.com/temper-ml/temper/signing/sign"
+	"github.com/temper-ml/temper/signing/store"
+	"github.com/temper-ml/temper/signing/verify"
+)
+
+// Verdicts of a promotion.
+const (
+	Promoted = "promoted"
+	Rejected = "rejected"
+)
+
+// Result is what the step prints.
+type Result struct {
+	Verdict   string        `json:"verdict"`             // promoted or rejected
+	Channel   string        `json:"channel"`             // reference
+	Sequence  int           `json:"sequence,omitempty"`  // of the record
+	Record    string        `json:"record,omitempty"`    // digest of the record
+	Reference string        `json:"reference,omitempty"` // of the model now in service
+	Digest    string        `json:"digest,omitempty"`    // of the model now in service
+	Previous  string        `json:"previous,omitempty"`  // digest of the model that was in service before
+	Reasons   []gate.Reason `json:"reasons,omitempty"`
+}
+
+// Job is one promotion.
+type Job struct {
+	Channel, Model string // references in one repository
+	Key            string // private key for the record
+	Trust          trust.Trust
+	Rollback       bool
+	Reason         string
+}
+
+// Run verifies, compares with the model in service, promotes and says what is
+// in service now.
+func (j *Job) Run(ctx context.Context, s *step.Step) error {
+	key, err := sign.LoadKey(ctx, j.Key, keygen.Password)
+	if err != nil {
+		return step.BadInput(err)
+	}
+	rules, err := j.Trust.Rules(ctx)
+	if err != nil {
+		return err
+	}
+	if len(rules.Keys) == 0 { // who promotes trusts what the same key signed
+		rules.Keys = []verify.Key{{Name: "the promoting key", PEM: key.PublicKey()}}
+	}
+	model, err := zoo.Load(j.Trust.Policy)
+	if err != nil {
+		return step.BadInput(fmt.Errorf("policy: %w", err))
+	}
+	candidate, err := verify.Load(ctx, j.Model, rules)
+	if err != nil {
+		return step.BadInput(err)
+	}
+	report, reportDigest, err := reportOf(candidate)
+	if err != nil {
+		return err
+	}
+	result := Result{Channel: j.Channel}
+	promotion := channel.Promotion{
+		Channel: j.Channel, Model: candidate.Reference, Policy: rules, Signer: key,
+		Report: reportDigest, Rollback: j.Rollback, Reason: j.Reason,
+	}
+	var inService *evaluate.Report
+	head, err := channel.Read(ctx, j.Channel, rules)
+	var absent *store.NotFound
+	switch {
+	case errors.As(err, &absent):
+	case err != nil:
+		return step.BadInput(err)
+	default:
+		promotion.InService, result.Previous = head.Model, head.Model
+		// What is in service is trusted by its signature: today's policy need
+		// not have been that of its day.
+		signed := rules
+		signed.Robustness = nil
+		old, err := verify.Load(ctx, head.Reference, signed)
+		if err != nil {
+			return fmt.Errorf("model in service: %w", err)
+		}
+		if inService, _, err = reportOf(old); err != nil {
+			return fmt.Errorf("model in service: %w", err)
+		}
+	}
+	if j.Rollback {
+		inService = nil // going back to a weaker model is what was asked for
+	}
+	verdict, err := gate.Decide(model.Policy, report, inService)
+	if err != nil {
+		return step.BadInput(err)
+	}
+	result.Reasons = verdict.Reasons
+	if !verdict.Pass {
+		for _, reason := range verdict.Reasons {
+			s.Log.Warn("gate: " + reason.String())
+		}
+		s.Log.Warn("rejected: the channel stays as it is", "channel", j.Channel, "model", candidate.Reference)
+		result.Verdict = Rejected
+		if err := s.Results(map[string]string{"verdict": Rejected}); err != nil {
+			return err
+		}
+		return s.Print("", result)
+	}
+	head, err = channel.Promote(ctx, promotion)
+	var conflict *channel.Conflict
+	switch {
+	case errors.As(err, &conflict):
+		return step.Refused(err)
+	case err != nil:
+		return fmt.Errorf("promote: %w", err)
+	}
+	result.Verdict, result.Sequence, result.Record = Promoted, head.Sequence, head.Digest
+	result.Reference, result.Digest = head.Reference, head.Model
+	s.Log.Info("promoted", "channel", j.Channel, "sequence", head.Sequence, "model", head.Reference)
+	err = s.Results(map[string]string{
+		"verdict": Promoted, "reference": head.Reference, "digest": head.Model,
+		"record": head.Digest, "sequence": strconv.Itoa(head.Sequence), "previous": result.Previous,
+	})
+	if err != nil {
+		return err
+	}
+	return s.Print(head.Reference, result)
+}
+
+// reportOf is the report in a packed model, and its digest.
+func reportOf(m *verify.Model) (*evaluate.Report, string, error) {
+	for _, f := range m.Files {
+		if f.Name != signing.ReportFile {
+			continue
+		}
+		r, err := evaluate.Decode(f.Data)
+		if err != nil {
+			return nil, "", step.BadInput(fmt.Errorf("%s: %w", m.Reference, err))
+		}
+		digest := artifact.Digest(f.Data)
+		if m.Robustness != nil && m.Robustness.ReportDigest != digest {
+			return nil, "", step.Refused(fmt.Errorf("%s: its report is %s, and the signed figures are from %s", m.Reference, digest, m.Robustness.ReportDigest))
+		}
+		return r, digest, nil
+	}
+	return nil, "", step.BadInput(fmt.Errorf("%s holds no %s: pack it with its report", m.Reference, signing.ReportFile))
+}
+
+// Command is the step.
+func Command() *cobra.Command {
+	var j Job
+	cmd := &cobra.Command{
+		Use:   "promote --channel REF --model REF --key cosign.key --policy NAME",
+		Short: "Put a signed model into service",
+		Long: `Verify a packed model and what is attested about it, hold it to the policy and
+against the model in service, and make it the head of a channel: a line of
+signed records in the repository of its models, which servers follow.
+
+A model that the gate rejects leaves the channel as it is; the verdict is then
+"rejected" and the exit code 0. A model that was in service before needs
+--rollback. Prints the reference of the model now in service; promoting it again
+changes nothing.`,
+		Example: `  temper promote --channel oci:out:production --model oci:out:model --key cosign.key --policy wong
+  temper promote --channel localhost:5000/mnist:production --model localhost:5000/mnist@sha256:... --key k8s://temper/signing-key --trust cosign.pub --policy wong
+  temper promote --channel oci:out:production --model oci:out@sha256:... --key cosign.key --policy wong --rollback --reason "incident 12"`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !strings.Contains(j.Channel, ":") {
+				return step.BadInput(fmt.Errorf("channel %q: write REPOSITORY:CHANNEL, such as oci:out:production", j.Channel))
+			}
+			return j.Run(cmd.Context(), step.From(cmd))
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&j.Channel, "channel", "", "the channel: the model's repository with the channel as its tag")
+	flags.StringVar(&j.Model, "model", "", "the model to put into service: reference of its ModelPack")
+	flags.StringVar(&j.Key, "key", "", "private key that signs the record: a file, env://VARIABLE, k8s://NAMESPACE/SECRET, or a KMS reference")
+	j.Trust.Flags(flags, "trust")
+	flags.Lookup("trust").Usage += " (default: that of --key)"
+	flags.BoolVar(&j.Rollback, "rollback", false, "go back to a model that was in service before, or to a weaker one")
+	flags.StringVar(&j.Reason, "reason", "", "why, for the record")
+	for _, name := range []string{"channel", "model", "key", "policy"} {
+		cmd.MarkFlagRequired(name)
+	}
+	return cmd
+}

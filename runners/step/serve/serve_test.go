@@ -361,7 +361,7 @@ func TestReloadDropsNothing(t *testing.T) {
 }
 
 func TestDrain(t *testing.T) {
-	s := start(t, model(t, small, 1), func(o *Options) { o.DrainDelay = 300 * time.Millisecond })
+	s := start(t, model(t, small, 1), func(o *Options) { o.DrainDelay = 2 * time.Second })
 	// A request whose body is still coming in when the server is told to stop.
 	reader, writer := io.Pipe()
 	answered := make(chan error, 1)
@@ -378,13 +378,19 @@ func TestDrain(t *testing.T) {
 	io.WriteString(writer, one[:20])
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.stop() }()
-	deadline := time.Now().Add(250 * time.Millisecond)
-	for s.Ready() && time.Now().Before(deadline) {
+	for s.Ready() {
 		time.Sleep(time.Millisecond)
 	}
 	expect(t, "GET", s.url+"/v2/health/ready", "", 503, "about to stop")
 	expect(t, "POST", s.url+"/v2/models/digits/infer", one, 200, "label") // load balancers have not noticed yet
-	time.Sleep(400 * time.Millisecond)
+	for {                                                                 // until the listener is closed
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+		if err != nil {
+			break
+		}
+		c.Close()
+		time.Sleep(10 * time.Millisecond)
+	}
 	select {
 	case err := <-stopped:
 		t.Fatalf("stopped before the request in flight was answered: %v", err)

@@ -215,7 +215,7 @@ func TestCommandServesAChannel(t *testing.T) {
 	}
 	await := func(want string) {
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); version() != want; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); version() != want; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("versions %s, want %s", version(), want)
 			}

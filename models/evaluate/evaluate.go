@@ -197,7 +197,8 @@ func newMeasurement(m attack.Model, test *dataset.Set, o Options) (*measurement,
 		return nil, err
 	}
 	for i := range o.CurvePoints {
-		e.epsilons = append(e.epsilons, o.Threat.Epsilon*float64(i)/float64(o.CurvePoints-minCurve+1))
+		epsilon := o.Threat.Epsilon * float64(i) / float64(o.CurvePoints-minCurve+1)
+		e.epsilons = append(e.epsilons, math.Round(epsilon*1e9)/1e9) // 0.42 and not 0.42000000000000004
 	}
 	e.total = o.Samples*(1+len(e.attempts)) + o.CurveSamples*len(e.epsilons)*len(curveAttacks)
 	return e, nil

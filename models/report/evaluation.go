@@ -86,7 +86,7 @@ func ClassNames(r *evaluate.Report) []string {
 func Provenance(r *evaluate.Report) []Fact {
 	return []Fact{
 		{"Threat model", fmt.Sprintf("%s, ε = %v, pixels in [0, 1]", r.Threat.Norm, r.Threat.Epsilon)},
-		{"Samples", fmt.Sprintf("first %s of the test split of %s", count(r.Samples), r.Dataset)},
+		{"Samples", fmt.Sprintf("first %s of %s", count(r.Samples), r.Dataset)},
 		{"Data set", r.DatasetDigest},
 		{"Model", r.ModelDigest},
 		{"Seed", strconv.FormatUint(r.Seed, 10)},

@@ -34,6 +34,10 @@ func TestNetworksHaveThePublishedSize(t *testing.T) {
 }
 
 func TestEveryShippedFileLoads(t *testing.T) {
+	splits, err := dataset.MNIST()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range Names() {
 		m, err := Load(name)
 		if err != nil {
@@ -42,10 +46,6 @@ func TestEveryShippedFileLoads(t *testing.T) {
 		}
 		if m.Policy.MinSamples < 1000 {
 			t.Errorf("%s: min_samples is %d: at least 1,000 examples for a decision", name, m.Policy.MinSamples)
-		}
-		splits, err := dataset.MNIST()
-		if err != nil {
-			t.Fatal(err)
 		}
 		if m.Dataset != "mnist" || m.Network.Input != splits.Test.Shape || m.Network.Classes() != len(splits.Test.Classes) {
 			t.Errorf("%s: network %v does not fit dataset %s", name, m.Network.Input, m.Dataset)

@@ -21,7 +21,7 @@ threat: {norm: linf, epsilon: 0.1}
 policy:
   attacks: [fgsm]
   min_clean_accuracy: 0.5
-  min_robust_accuracy: 0.2
+  min_robust_accuracy: 0.7
   max_clean_regression: 1
   max_robust_regression: 0.1
   min_samples: 200
@@ -119,7 +119,7 @@ func TestChain(t *testing.T) {
 	if got := run("sign --key keys/cosign.key --policy tiny.yaml --results results " + weak); got != "" || result("verdict") != "rejected" {
 		t.Errorf("a model below the policy: sign printed %q, verdict %q", got, result("verdict"))
 	}
-	lenient := strings.NewReplacer("min_clean_accuracy: 0.5", "min_clean_accuracy: 0", "min_robust_accuracy: 0.2", "min_robust_accuracy: 0").Replace(tiny)
+	lenient := strings.NewReplacer("min_clean_accuracy: 0.5", "min_clean_accuracy: 0", "min_robust_accuracy: 0.7", "min_robust_accuracy: 0").Replace(tiny)
 	if err := os.WriteFile(filepath.Join(dir, "lenient.yaml"), []byte(lenient), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/attack"
+	"github.com/temper-ml/temper/runners/step/demo"
 	"github.com/temper-ml/temper/runners/step/evaluate"
 	"github.com/temper-ml/temper/runners/step/keygen"
 	"github.com/temper-ml/temper/runners/step/pack"
@@ -42,6 +43,7 @@ Each command reads artifacts from an OCI registry or an OCI layout folder
 		Version: version(),
 	}
 	root.AddCommand(
+		demo.Command(),
 		train.Command(), attack.Command(), evaluate.Command(), retrain.Command(),
 		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(),
 		serve.Command(), sentinel.Command(), registry.Command(),

@@ -1,7 +1,6 @@
 package serve
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -129,18 +128,8 @@ func (f *flags) run(cmd *cobra.Command) error {
 		}
 	}
 
-	// The first model is loaded while probes can already see that there is none.
-	serving, stop := context.WithCancel(ctx)
-	defer stop()
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(serving, public, admin) }()
-	if err := server.Load(serving); err != nil {
-		stop()
-		<-done
-		return exitError(err)
-	}
-	s.Log.Info("ready", "url", "http://"+public.Addr().String(), "model", f.name, "digest", server.Digest())
-	return <-done
+	s.Log.Info("listening", "url", "http://"+public.Addr().String(), "model", f.name)
+	return exitError(server.Serve(ctx, public, admin))
 }
 
 // exitError gives a refused model its exit code. A registry that does not

@@ -3,6 +3,7 @@ package serve
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -326,16 +327,37 @@ func TestCase55BadModelIsRefused(t *testing.T) {
 	expect(t, "POST", s.adminURL+"/v2/repository/index", "", 200, `"reason":""`)
 }
 
-// A server whose first model is refused is alive, not ready, and says why.
+// A server whose first model is refused was never ready, and ends.
 func TestCase55FirstModelRefused(t *testing.T) {
-	s := start(t, nil)
-	s.source.set(nil, &LoadError{Unverified, errors.New("no signature")})
-	if err := s.Load(t.Context()); err == nil {
-		t.Error("loaded an unsigned model")
+	source := &waiting{answer: make(chan struct{})}
+	s, err := New(Options{Name: "digits", Source: source})
+	if err != nil {
+		t.Fatal(err)
 	}
-	expect(t, "GET", s.url+"/v2/health/live", "", 200, "true")
-	expect(t, "GET", s.url+"/v2/health/ready", "", 503, "no model in service")
-	expect(t, "POST", s.url+"/v2/models/digits/infer", one, 503, "error")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(t.Context(), l, nil) }()
+	url := "http://" + l.Addr().String()
+	expect(t, "GET", url+"/v2/health/live", "", 200, "true")
+	expect(t, "GET", url+"/v2/health/ready", "", 503, "no model in service")
+	expect(t, "POST", url+"/v2/models/digits/infer", one, 503, "error")
+	http.DefaultClient.CloseIdleConnections()
+	close(source.answer)
+	var refused *LoadError
+	if err := <-ended; !errors.As(err, &refused) || refused.Reason != Unverified {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// waiting is a source whose model is refused, once it is told to answer.
+type waiting struct{ answer chan struct{} }
+
+func (w *waiting) Load(context.Context, string) (*Model, error) {
+	<-w.answer
+	return nil, &LoadError{Unverified, errors.New("no signature")}
 }
 
 func series(t *testing.T, g prometheus.Gatherer) int {

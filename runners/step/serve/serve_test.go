@@ -120,10 +120,8 @@ func start(t testing.TB, m *Model, change ...func(*Options)) *running {
 	}
 	public, admin := listen(), listen()
 	r.url, r.adminURL = "http://"+public.Addr().String(), "http://"+admin.Addr().String()
-	if m != nil {
-		if err := r.Load(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+	if err := r.Load(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -267,7 +265,8 @@ func TestRequestedOutputs(t *testing.T) {
 }
 
 func TestRepository(t *testing.T) {
-	s := start(t, nil)
+	s := start(t, model(t, small, 1))
+	s.Unload()
 	index, load := s.adminURL+"/v2/repository/index", s.adminURL+"/v2/repository/models/digits/load"
 	unload := s.adminURL + "/v2/repository/models/digits/unload"
 

@@ -168,6 +168,16 @@ func (s *Server) load(ctx context.Context) error {
 	return nil
 }
 
+// first loads a model where there is none.
+func (s *Server) first(ctx context.Context) error {
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	if s.current.Load() != nil || s.unloaded {
+		return nil
+	}
+	return s.load(ctx)
+}
+
 // Unload takes the model out of service until Load is called.
 func (s *Server) Unload() {
 	s.loading.Lock()
@@ -193,9 +203,9 @@ func (s *Server) Digest() string {
 
 // Serve serves on the listeners until ctx ends, then drains: it turns not
 // ready, goes on for the drain delay, and returns when the requests in flight
-// are answered. It does not load the first model: call Load, before or while
-// Serve runs. admin may be nil. Serve closes the listeners and can be called
-// once.
+// are answered. Where no model was loaded before, Serve loads it, and ends
+// with the error where it is refused. admin may be nil. Serve closes the listeners
+// and can be called once.
 func (s *Server) Serve(ctx context.Context, public, admin net.Listener) error {
 	servers := []*http.Server{s.server(s.Handler())}
 	listeners := []net.Listener{public}
@@ -204,19 +214,30 @@ func (s *Server) Serve(ctx context.Context, public, admin net.Listener) error {
 		a.WriteTimeout = loadTimeout + writeTimeout // a load answers when it is done; a CPU profile takes 30 s
 		servers, listeners = append(servers, a), append(listeners, admin)
 	}
-	failed := make(chan error, len(servers))
+	failed := make(chan error, len(servers)+1)
 	for i, hs := range servers {
 		go func() { failed <- hs.Serve(netutil.LimitListener(listeners[i], maxConnections)) }()
 	}
-	polling, stop := context.WithCancel(ctx)
-	var poller sync.WaitGroup
-	if s.o.Poll > 0 {
-		poller.Go(func() { s.poll(polling) })
-	}
+	loading, stop := context.WithCancel(ctx)
+	defer stop()
+	var loader sync.WaitGroup
+	loader.Go(func() {
+		// Probes can already see that there is no model yet.
+		if err := s.first(loading); err != nil {
+			failed <- err
+			return
+		}
+		if s.o.Poll > 0 {
+			s.poll(loading)
+		}
+	})
 
 	var err error
 	select {
 	case err = <-failed:
+		if ctx.Err() != nil {
+			err = nil // it was told to stop before the first model was there
+		}
 	case <-ctx.Done():
 	}
 	stop()
@@ -233,7 +254,7 @@ func (s *Server) Serve(ctx context.Context, public, admin net.Listener) error {
 			hs.Close()
 		}
 	}
-	poller.Wait()
+	loader.Wait()
 	s.mirror.close(drain)
 	return err
 }

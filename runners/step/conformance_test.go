@@ -102,3 +102,59 @@ func TestContractOfAProcess(t *testing.T) {
 		}
 	})
 }
+
+// TestContractOfARunner holds a runner as it is in an image to the contract.
+func TestContractOfARunner(t *testing.T) {
+	runner := build(t, "runners/train")
+	dir := t.TempDir()
+	train := func(args ...string) *exec.Cmd {
+		cmd := exec.Command(runner, args...)
+		cmd.Dir = dir
+		return cmd
+	}
+	if code, stdout, _ := process(t, train("--network", "wong")); code != ExitBadInput || stdout != "" {
+		t.Errorf("without --output: exit code %d, stdout %q", code, stdout)
+	}
+	cmd := train("-o", "json")
+	cmd.Env = append(os.Environ(), "TEMPER_NETWORK=wong", "TEMPER_EPOCHS=0.02", "TEMPER_OUTPUT=oci:o:a", "TEMPER_RESULTS=results", "ARGO_PROGRESS_FILE="+filepath.Join(dir, "progress"))
+	code, stdout, stderr := process(t, cmd)
+	if code != ExitDone {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	var answer struct{ Reference, Digest string }
+	if err := json.Unmarshal([]byte(stdout), &answer); err != nil || answer.Reference != "oci:o@"+answer.Digest {
+		t.Errorf("stdout %q: %v", stdout, err)
+	}
+	for line := range strings.Lines(stderr) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("stderr line is not JSON: %s", line)
+		}
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "results", "digest")); err != nil || string(got) != answer.Digest {
+		t.Errorf("result digest: %q, %v", got, err)
+	}
+	progress, err := os.ReadFile(filepath.Join(dir, "progress"))
+	if done, total, ok := strings.Cut(strings.TrimSpace(string(progress)), "/"); err != nil || !ok || done != total {
+		t.Errorf("progress %q, %v", progress, err)
+	}
+}
+
+// TestMainsAreThin keeps the runners' programs to a call of their package.
+func TestMainsAreThin(t *testing.T) {
+	mains, err := filepath.Glob("../*/main.go")
+	if err != nil || len(mains) < 9 {
+		t.Fatalf("found %q: %v", mains, err)
+	}
+	for _, path := range mains {
+		if path == filepath.Join("..", "temper", "main.go") {
+			continue // assembles all of them
+		}
+		source, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lines := strings.Count(string(source), "\n"); lines >= 25 || !strings.Contains(string(source), "step.Main(") {
+			t.Errorf("%s: %d lines: at most 24, and a call of step.Main", path, lines)
+		}
+	}
+}

@@ -4,13 +4,21 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/temper-ml/temper/models/dataset"
 )
 
 // binary is the program under test: these tests run real processes, as a pod
@@ -222,5 +230,115 @@ func TestCase17SameSeedSameDigest(t *testing.T) {
 	training[len(training)-3] = "4"
 	if other := must(t, dir, training...); other == first {
 		t.Error("another seed made the same model")
+	}
+}
+
+func TestCase11GateParameters(t *testing.T) {
+	dir := t.TempDir()
+	for _, value := range []string{"NaN", "-1", "1e309", "0,9", ""} {
+		for _, flag := range []string{"min-robust-accuracy", "min-clean-accuracy", "epsilon"} {
+			byFlag := temper(t, dir, "evaluate", "--model", "m.onnx", "--policy", "wong", "--results", "results", "--"+flag+"="+value)
+			variable := "TEMPER_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_")) + "=" + value
+			byVariable := temper(t, dir, variable, "evaluate", "--model", "m.onnx", "--policy", "wong", "--results", "results")
+			for _, o := range []outcome{byFlag, byVariable} {
+				if o.code != 2 || o.stdout != "" || !strings.Contains(o.stderr, "must be a number from 0 to 1") {
+					t.Errorf("%s %q: %v", flag, value, o)
+				}
+			}
+		}
+	}
+	// The same in a policy file.
+	for _, value := range []string{".nan", "-1", "1e309", "0,9", "''", ""} {
+		policy := strings.Replace(tiny, "min_robust_accuracy: 0.7", "min_robust_accuracy: "+value, 1)
+		if err := os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte(policy), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		o := temper(t, dir, "evaluate", "--model", "m.onnx", "--policy", "policy.yaml", "--results", "results")
+		if o.code != 2 || o.stdout != "" || !strings.Contains(o.stderr, "min_robust_accuracy") {
+			t.Errorf("policy with %q: %v", value, o)
+		}
+	}
+	if verdicts, _ := filepath.Glob(filepath.Join(dir, "results", "*")); len(verdicts) != 0 {
+		t.Errorf("results %v", verdicts)
+	}
+}
+
+// TestCase19SecretsStayOut plants secrets in the environment and in URLs and
+// looks for them in all that a training writes.
+func TestCase19SecretsStayOut(t *testing.T) {
+	dir := t.TempDir()
+	data := http.FileServer(http.Dir("../../models/dataset/mnist"))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, password, _ := r.BasicAuth(); password != "hunter2-url" {
+			http.Error(w, "who are you, user:hunter2-url?", http.StatusUnauthorized)
+			return
+		}
+		data.ServeHTTP(w, r)
+	}))
+	defer server.Close()
+	mnist, err := dataset.MNIST()
+	if err != nil {
+		t.Fatal(err)
+	}
+	environment := []string{"COSIGN_PASSWORD=hunter2-env", "GITHUB_TOKEN=hunter2-token", "XDG_CACHE_HOME=" + t.TempDir(), "HOME=" + t.TempDir()}
+	host := strings.TrimPrefix(server.URL, "http://")
+	train := func(password string) outcome {
+		url := "http://user:" + password + "@" + host + "/#" + mnist.Digest()
+		return temper(t, dir, append(slices.Clone(environment), "train", "wong", "--epochs", "0.01", "--dataset", url,
+			"--checkpoint", "state", "--output", "oci:out:a", "--results", "results", "-o", "json")...)
+	}
+	look := func(name string, text []byte) {
+		t.Helper()
+		if bytes.Contains(text, []byte("hunter2")) {
+			t.Errorf("%s holds a secret: %.2000s", name, text)
+		}
+	}
+	refused := train("hunter2-wrong")
+	look("an error", []byte(refused.stdout+refused.stderr))
+	if refused.code == 0 {
+		t.Errorf("a wrong password: %v", refused)
+	}
+	done := train("hunter2-url")
+	look("the narration", []byte(done.stdout+done.stderr))
+	if done.code != 0 {
+		t.Fatalf("training from a URL: %v", done)
+	}
+	typo := temper(t, dir, append(slices.Clone(environment), "attack", "--model", "http://user:hunter2-url@"+host+"/m?token=hunter2", "--output", "oci:out:b")...)
+	look("an error about a reference", []byte(typo.stdout+typo.stderr))
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			text, err := os.ReadFile(path)
+			look(path, text)
+			return err
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestHelp holds every command to the conventions: an example, and no flag
+// without words.
+func TestHelp(t *testing.T) {
+	for _, c := range command().Commands() {
+		if c.Name() == "help" || c.Name() == "completion" {
+			continue
+		}
+		if !strings.Contains(c.Example, "temper "+c.Name()) || c.Long == "" {
+			t.Errorf("temper %s --help has no runnable example or no description", c.Name())
+		}
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			if f.Usage == "" {
+				t.Errorf("temper %s --%s: no words", c.Name(), f.Name)
+			}
+		})
+	}
+	dir := t.TempDir()
+	if o := temper(t, dir, "train", "--help"); o.code != 0 || !strings.Contains(o.stdout, "TEMPER_RESULTS") || !strings.Contains(o.stdout, "Exit codes") {
+		t.Errorf("--help: %v", o)
+	}
+	if o := temper(t, dir, "completion", "bash"); o.code != 0 || !strings.Contains(o.stdout, "complete") {
+		t.Errorf("completion: exit code %d, stderr %s", o.code, o.stderr)
 	}
 }

@@ -3,7 +3,12 @@ package serve
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,21 +38,50 @@ type shop struct {
 	policy verify.Policy
 }
 
-func newShop(t *testing.T) *shop {
-	t.Helper()
-	dir := t.TempDir()
+// testKey is one for all tests: deriving its file's key takes seconds, by
+// design.
+var testKey = sync.OnceValues(func() (*sign.Key, error) {
+	dir, err := os.MkdirTemp("", "temper-test-key-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
 	none := func(bool) ([]byte, error) { return nil, nil }
 	if err := sign.GenerateKeyPair(dir, none); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	key, err := sign.LoadKey(t.Context(), filepath.Join(dir, "cosign.key"), none)
+	return sign.LoadKey(context.Background(), filepath.Join(dir, sign.PrivateKeyFile), none)
+})
+
+func newShop(t *testing.T) *shop {
+	t.Helper()
+	key, err := testKey()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &shop{
+	dir := t.TempDir()
+	s := &shop{
 		t: t, folder: "oci:" + filepath.Join(dir, "digits"), pub: filepath.Join(dir, "cosign.pub"), key: key,
 		policy: verify.Policy{Keys: []verify.Key{{Name: "test", PEM: key.PublicKey()}}},
 	}
+	if err := os.WriteFile(s.pub, key.PublicKey(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// stranger is a public key that signed nothing.
+func stranger(t *testing.T) verify.Key {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(&private.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return verify.Key{Name: "stranger", PEM: pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})}
 }
 
 // push writes a model under a tag.
@@ -110,7 +145,7 @@ func TestCase55ArtifactIsVerified(t *testing.T) {
 	refused("unsigned", Unverified)
 	s.pushFile("v", []byte("\x80\x04\x95pickle"), true)
 	refused("a signed pickle", Unverified)
-	source.Policy.Keys = newShop(t).policy.Keys
+	source.Policy.Keys = []verify.Key{stranger(t)}
 	s.push("v", 3, true)
 	refused("signed by another key", Unverified)
 	source.Policy = s.policy
@@ -156,7 +191,10 @@ func TestCommandExitCodes(t *testing.T) {
 	s := newShop(t)
 	s.push("good", 1, true)
 	s.push("unsigned", 2, false)
-	private := filepath.Join(filepath.Dir(s.pub), "cosign.key")
+	private := filepath.Join(t.TempDir(), "cosign.key")
+	if err := os.WriteFile(private, []byte("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	anywhere := []string{"--listen", "127.0.0.1:0", "--admin-listen", ""}
 	for _, c := range []struct {
 		code int

@@ -23,7 +23,7 @@ type narration struct {
 func (n *narration) Write(p []byte) (int, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.bar != nil {
+	if n.bar != nil && !n.bar.IsFinished() {
 		n.bar.Clear()
 	}
 	if _, err := io.WriteString(n.w, n.hide.Redact(string(p))); err != nil {

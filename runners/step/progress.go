@@ -79,8 +79,8 @@ func (p *progress) close(done bool) {
 		}
 		os.WriteFile(p.file, fmt.Appendf(nil, "%d/%d\n", p.done, p.total), 0o644) // best effort: a failure was said before
 	}
-	if p.drawn != nil {
+	if p.drawn != nil && !p.drawn.IsFinished() {
 		p.drawn.Clear()
-		p.drawn = nil
 	}
+	p.drawn = nil
 }

@@ -73,14 +73,14 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 		Progress: s.Progress, Checkpoint: j.Checkpoint, Log: s.Log,
 	})
 	if err != nil {
-		return j.explain(err)
+		return j.interrupted(refused(err))
 	}
 	m, err := artifact.PushNetwork(ctx, j.Output, j.Network, &artifact.Training{
 		Network: j.Name, Dataset: step.Redact(splits.Name), DatasetDigest: splits.Digest(), RecipeName: j.RecipeName, Recipe: j.Recipe,
 		Threat: j.Threat, Seed: j.Seed, BaseDigest: j.BaseDigest,
 	})
 	if err != nil {
-		return j.explain(err)
+		return j.interrupted(err)
 	}
 	answer := Result{
 		Reference: m.Reference, Digest: m.Manifest, ModelDigest: m.Digest, Network: j.Name, BaseDigest: j.BaseDigest,
@@ -95,22 +95,32 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	return s.Print(answer.Reference, answer)
 }
 
-// explain gives an error its category.
-func (j *Job) explain(err error) error {
-	stopped := errors.Is(err, models.ErrInterrupted) || errors.Is(err, context.Canceled)
+// refused gives an error of training its category: what training refuses is
+// what it was given, unless a file failed, which may work another time.
+func refused(err error) error {
 	var file *fs.PathError
-	switch {
-	case stopped && j.Checkpoint == "":
-		return fmt.Errorf("%w: nothing is kept: name a --checkpoint file to go on from", err)
-	case stopped:
-		if _, absent := os.Stat(j.Checkpoint); absent == nil {
-			return step.Interrupted(err)
-		}
-		return err
-	case errors.As(err, &file): // a full disk may have room later
+	if stopped(err) || errors.As(err, &file) {
 		return err
 	}
-	return step.BadInput(err) // what training refuses is what it was given
+	return step.BadInput(err)
+}
+
+func stopped(err error) bool {
+	return errors.Is(err, models.ErrInterrupted) || errors.Is(err, context.Canceled)
+}
+
+// interrupted tells whether work that was stopped can go on from a checkpoint.
+func (j *Job) interrupted(err error) error {
+	if !stopped(err) {
+		return err
+	}
+	if j.Checkpoint == "" {
+		return fmt.Errorf("%w: nothing is kept: name a --checkpoint file to go on from", err)
+	}
+	if _, absent := os.Stat(j.Checkpoint); absent != nil {
+		return err
+	}
+	return step.Interrupted(err)
 }
 
 // Flags defines the flags that every training step has. seed is that of the

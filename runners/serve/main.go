@@ -1,4 +1,4 @@
-// Serve answers inference requests for a signed model.
+// The serve runner: see package runners/step/serve.
 package main
 
 import (

@@ -134,7 +134,7 @@ func (f *flags) run(cmd *cobra.Command) error {
 
 // exitError gives a refused model its exit code. A registry that does not
 // answer ends a server that has never been ready: Kubernetes starts it again,
-// and waits longer each time.
+// and waits longer each time. (Package step knows the registry's errors.)
 func exitError(err error) error {
 	var refused *LoadError
 	if !errors.As(err, &refused) {
@@ -142,7 +142,7 @@ func exitError(err error) error {
 	}
 	switch refused.Reason {
 	case Unavailable:
-		return step.Unavailable(refused.Err)
+		return refused.Err
 	case Unverified:
 		return step.Refused(refused.Err)
 	}

@@ -210,6 +210,7 @@ func TestCommandExitCodes(t *testing.T) {
 		{2, "--model " + s.folder + ":good --key " + s.pub + " --name a/b", "model name"},
 		{2, "--model " + s.folder + ":good --key " + s.pub + " --mirror-fraction NaN", "number from 0 to 1"},
 		{2, "--model " + s.folder + ":good --key " + s.pub + " --listen 1.2.3.4:99999", "--listen"},
+		{2, "--model " + s.folder + ":absent --key " + s.pub, "does not exist"},
 		{3, "--model " + s.folder + ":unsigned --key " + s.pub, "not signed"},
 		{3, "--model " + s.folder + ":good --key " + s.pub + " --policy ../../../models/zoo/wong.yaml", "no statement"},
 		{4, "--model localhost:1/digits:v --key " + s.pub, "localhost:1"},

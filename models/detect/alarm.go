@@ -78,7 +78,8 @@ func (a *Alarm) Reset() {
 }
 
 // Level is the order of magnitude of the money, log10(1 + M): 0 at the start,
-// raised at about Limit. It is finite whatever was observed.
+// raised at about Limit. On quiet traffic the money wanders around the number
+// of observations so far, at most. Level is finite whatever was observed.
 func (a *Alarm) Level() float64 { return logAdd(a.money(), 0) / math.Ln10 }
 
 // Limit is the level of an alarm, log10(1/alpha).

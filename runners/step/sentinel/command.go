@@ -16,6 +16,7 @@ import (
 	"github.com/temper-ml/temper/models/detect"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
+	"github.com/temper-ml/temper/runners/step/serve"
 	"github.com/temper-ml/temper/signing/store"
 	"github.com/temper-ml/temper/signing/verify"
 )
@@ -38,11 +39,10 @@ const maxKey = 64 << 10
 // Command is the step; it runs until it is interrupted.
 func Command() *cobra.Command {
 	var (
-		source         Registry
-		listen, defend string
-		keys           []string
-		c              Config
-		poll           time.Duration
+		model, channel, detector, listen, defend string
+		keys                                     []string
+		c                                        Config
+		poll                                     time.Duration
 	)
 	cmd := &cobra.Command{
 		Use:   "sentinel --channel REF --key FILE",
@@ -54,8 +54,9 @@ clean ones do: at most one false alarm in 1/alpha requests on average. Labels go
 to POST /v2/feedback. GET /status says how things stand; prints the address.
 
 The model and its detector must be signed by the key. A promotion is followed:
-the new model is watched from then on, with its own detector. With --defend an alarm is posted to the URL as a
-CloudEvent of type ` + IncidentEvent + `, once for each incident.`,
+the new model is watched from then on, with its own detector. With --defend an
+alarm is posted to the URL as a CloudEvent of type ` + IncidentEvent + `,
+once for each incident.`,
 		Example: `  temper sentinel calibrate --model oci:out:mnist --guard oci:out:guard
   temper sign --key cosign.key oci:out@sha256:...
   temper sentinel --channel oci:out:production --key cosign.pub
@@ -63,9 +64,14 @@ CloudEvent of type ` + IncidentEvent + `, once for each incident.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, st := cmd.Context(), step.From(cmd)
-			var err error
-			if source.Policy, err = readKeys(keys); err != nil {
+			policy, err := readKeys(keys)
+			if err != nil {
 				return step.BadInput(err)
+			}
+			source := &Registry{Reference: model + channel, Detector: detector, Policy: policy}
+			source.Served = &serve.Channel{Reference: channel, Policy: policy}
+			if model != "" {
+				source.Served = &serve.Artifact{Reference: model, Policy: policy}
 			}
 			if poll <= 0 {
 				return step.BadInput(fmt.Errorf("--poll %v: must be above 0", poll))
@@ -81,7 +87,7 @@ CloudEvent of type ` + IncidentEvent + `, once for each incident.`,
 				return step.BadInput(err)
 			}
 			defer s.Close()
-			if err := s.Load(ctx, &source); err != nil {
+			if err := s.Load(ctx, source); err != nil {
 				return step.BadInput(err) // unless it says something more precise
 			}
 			l, err := net.Listen("tcp", listen)
@@ -96,19 +102,20 @@ CloudEvent of type ` + IncidentEvent + `, once for each incident.`,
 				l.Close()
 				return err
 			}
-			go s.Follow(ctx, &source, poll)
+			go s.Follow(ctx, source, poll)
 			return s.Serve(ctx, l)
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&source.Channel, "channel", "", "reference of the channel that says which model is in service")
-	flags.StringVar(&source.Model, "model", "", "reference of the model in service, where there is no channel")
-	flags.StringVar(&source.Detector, "detector", "", "reference of its detector; by default the tag sha256-HEX.detector beside the model")
+	flags.StringVar(&channel, "channel", "", "reference of the channel that says which model is in service")
+	flags.StringVar(&model, "model", "", "reference of the model in service, where there is no channel")
+	flags.StringVar(&detector, "detector", "", "reference of its detector; by default the tag sha256-HEX.detector beside the model")
 	flags.StringSliceVar(&keys, "key", nil, "public key that must have signed both, as a PEM file; may be given again")
 	flags.StringVar(&listen, "listen", "127.0.0.1:8090", "address to listen on; port 0 takes a free one")
 	step.Float(flags, &c.Alpha, "alpha", detect.DefaultAlpha, 1e-12, 0.1, "1/alpha is the least average number of requests to a false alarm")
 	flags.StringVar(&defend, "defend", "", "URL that is told of an incident and starts the defence")
 	flags.BoolVar(&c.DefendAccuracy, "defend-accuracy", false, "start the defence for an alarm on labels too; they can be forged")
+	flags.BoolVar(&c.AnyVersion, "any-version", false, "take every answer for one of the model: for servers that name versions in their own way")
 	flags.DurationVar(&c.Cooldown, "cooldown", DefaultCooldown, "time after an incident in which none begins")
 	flags.DurationVar(&poll, "poll", 10*time.Second, "how often to look for another model in service")
 	cmd.MarkFlagsOneRequired("channel", "model")
@@ -161,7 +168,6 @@ func readKeys(paths []string) (verify.Policy, error) {
 		}
 		p.Keys = append(p.Keys, verify.Key{Name: path, PEM: pem})
 	}
-	p.Robustness = &verify.Requirement{} // a model without a passed test is not served
 	return p, nil
 }
 

@@ -40,17 +40,31 @@ func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{t: t, dir: t.TempDir()}
 	b.repo = "oci:" + filepath.Join(b.dir, "layout")
-	password := func(bool) ([]byte, error) { return nil, nil }
-	if err := sign.GenerateKeyPair(b.dir, password); err != nil {
-		t.Fatal(err)
-	}
 	var err error
-	if b.key, err = sign.LoadKey(t.Context(), filepath.Join(b.dir, sign.PrivateKeyFile), password); err != nil {
+	if b.key, err = testKey(); err != nil {
 		t.Fatal(err)
 	}
 	b.path = filepath.Join(b.dir, sign.PublicKeyFile)
+	if err := os.WriteFile(b.path, b.key.PublicKey(), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	return b
 }
+
+// testKey makes one key for all tests: protecting it with a password takes
+// seconds.
+var testKey = sync.OnceValues(func() (*sign.Key, error) {
+	dir, err := os.MkdirTemp("", "sentinel-key-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	password := func(bool) ([]byte, error) { return nil, nil }
+	if err := sign.GenerateKeyPair(dir, password); err != nil {
+		return nil, err
+	}
+	return sign.LoadKey(context.Background(), filepath.Join(dir, sign.PrivateKeyFile), password)
+})
 
 func mnistNetwork(t *testing.T, seed uint64) *nn.Network {
 	t.Helper()
@@ -145,7 +159,7 @@ func (o *output) String() string {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("never: ", what)
 		}
@@ -178,7 +192,7 @@ func TestCommandFollowsPromotion(t *testing.T) {
 	var stdout, stderr output
 	done := make(chan int, 1)
 	go func() {
-		done <- step.Run(ctx, Command(), []string{"--channel", b.repo + ":production", "--key", b.path, "--listen", "127.0.0.1:0", "--poll", "50ms"}, &stdout, &stderr)
+		done <- step.Run(ctx, Command(), []string{"--channel", b.repo + ":production", "--key", b.path, "--listen", "127.0.0.1:0", "--poll", "200ms"}, &stdout, &stderr)
 	}()
 	eventually(t, "an address", func() bool {
 		if len(done) > 0 {

@@ -15,14 +15,8 @@ import (
 	cehttp "github.com/cloudevents/sdk-go/v2/protocol/http"
 
 	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/runners/step/serve"
 	"github.com/temper-ml/temper/runners/step/serve/inference"
-)
-
-// Types of the mirrored messages: KServe's payload logger and Temper's server
-// send them, with the message of the Open Inference Protocol as data.
-const (
-	requestType  = "org.kubeflow.serving.inference.request"
-	responseType = "org.kubeflow.serving.inference.response"
 )
 
 const (
@@ -76,8 +70,8 @@ func readMessage(r *http.Request) (*message, error) {
 	if err := e.Validate(); err != nil {
 		return nil, fmt.Errorf("not a valid CloudEvent: %w", err)
 	}
-	if e.Type() != requestType && e.Type() != responseType {
-		return nil, fmt.Errorf("event type %.100q: send %s or %s", e.Type(), requestType, responseType)
+	if e.Type() != serve.RequestEvent && e.Type() != serve.ResponseEvent {
+		return nil, fmt.Errorf("event type %.100q: send %s or %s", e.Type(), serve.RequestEvent, serve.ResponseEvent)
 	}
 	if len(e.ID()) > maxID {
 		return nil, fmt.Errorf("event id of %d bytes: at most %d", len(e.ID()), maxID)
@@ -124,7 +118,7 @@ var errDuplicate = errors.New("this event was delivered before")
 func (s *Sentinel) take(m *message) error {
 	p := &pair{id: m.ID()}
 	var err error
-	if m.Type() == requestType {
+	if m.Type() == serve.RequestEvent {
 		s.mu.Lock()
 		w := s.watch
 		s.mu.Unlock()

@@ -160,6 +160,7 @@ func (a *answered) label(id string, index int, version string) (class int, err e
 type sources struct {
 	all  *rate.Limiter
 	each map[string]*rate.Limiter
+	kept time.Time // when idle ones were last dropped
 }
 
 func (s *sources) init() {
@@ -169,7 +170,8 @@ func (s *sources) init() {
 func (s *sources) allow(name string, now time.Time) bool {
 	l := s.each[name]
 	if l == nil {
-		if len(s.each) >= maxSources {
+		if len(s.each) >= maxSources && now.Sub(s.kept) >= time.Second {
+			s.kept = now
 			for name, idle := range s.each { // a full allowance is as good as a new one
 				if idle.TokensAt(now) >= sourceBurst {
 					delete(s.each, name)

@@ -35,10 +35,13 @@ type Config struct {
 	// be forged and accuracy falls by honest drift as well, so by default that
 	// alarm is only reported.
 	DefendAccuracy bool
-	Cooldown       time.Duration    // after an incident none begins for this long; 0: DefaultCooldown
-	Notify         func(Incident)   // told when an incident opens and when it closes, in order; must not call the sentinel
-	Log            *slog.Logger     // nil: silent
-	Now            func() time.Time // nil: time.Now
+	// AnyVersion takes every answer for one of the model in service: for
+	// servers that name versions in their own way.
+	AnyVersion bool
+	Cooldown   time.Duration    // after an incident none begins for this long; 0: DefaultCooldown
+	Notify     func(Incident)   // told when an incident opens and when it closes, in order; must not call the sentinel
+	Log        *slog.Logger     // nil: silent
+	Now        func() time.Time // nil: time.Now
 }
 
 // DefaultCooldown gives a new model time to show itself.
@@ -207,7 +210,7 @@ func (s *Sentinel) Observe(o Observation) error {
 	if w == nil {
 		return ErrNoModel
 	}
-	if o.Version != "" && o.Version != w.model.Version {
+	if o.Version != "" && o.Version != w.model.Version && !s.config.AnyVersion {
 		s.metrics.skipped.WithLabelValues("other_version").Add(float64(o.N))
 		return nil
 	}

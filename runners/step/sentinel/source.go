@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"strings"
 	"time"
 
 	"github.com/temper-ml/temper/models/detect"
 	"github.com/temper-ml/temper/runners/step"
-	"github.com/temper-ml/temper/signing/channel"
+	"github.com/temper-ml/temper/runners/step/serve"
 	"github.com/temper-ml/temper/signing/store"
 	"github.com/temper-ml/temper/signing/verify"
 )
@@ -72,16 +71,13 @@ func (s *Sentinel) Follow(ctx context.Context, source Source, every time.Duratio
 	}
 }
 
-// Registry is a Source: a signed model in a registry, named by a reference or
-// by the head of a channel, with a signed detector beside it. References are
-// resolved at each load, so promotions are followed.
+// Registry is a Source: the signed model that a server serves, with a signed
+// detector beside it.
 type Registry struct {
-	Model    string // reference of the model; "": the one that Channel says
-	Channel  string // reference of the channel
-	Detector string // reference of the detector; "": where DetectorAt puts it
-	Policy   verify.Policy
-
-	sequence int // of the channel's last record: an older one is an attack or a mistake
+	Reference string        // of the model, or of the channel that says which it is
+	Served    serve.Source  // of the same reference: *serve.Artifact or *serve.Channel
+	Detector  string        // reference of the detector; "": where DetectorAt puts it
+	Policy    verify.Policy // for the detector: its keys
 }
 
 // DetectorType is the artifact type of a detector.
@@ -112,49 +108,58 @@ func DetectorAt(ctx context.Context, model string) (string, error) {
 
 // Load implements Source.
 func (g *Registry) Load(ctx context.Context, current string) (Model, error) {
-	model := g.Model
-	if model == "" {
-		head, err := channel.Read(ctx, g.Channel, g.Policy)
-		if err != nil {
-			return Model{}, fmt.Errorf("channel: %w", err)
-		}
-		if head.Sequence < g.sequence {
-			return Model{}, &store.Refused{Reference: g.Channel, Err: fmt.Errorf("it went back from record %d to %d", g.sequence, head.Sequence)}
-		}
-		g.sequence, model = head.Sequence, head.Reference
-	}
-	v, err := verify.Verify(ctx, model, g.Policy)
-	if err != nil {
-		return Model{}, fmt.Errorf("model: %w", err)
-	}
-	if v.Digest == current {
+	served, err := g.Served.Load(ctx, current)
+	if errors.Is(err, serve.ErrUnchanged) {
 		return Model{}, ErrUnchanged
 	}
-	loaded, err := verify.Load(ctx, v.Reference, g.Policy)
 	if err != nil {
-		return Model{}, fmt.Errorf("model: %w", err)
+		return Model{}, err
 	}
-	m := Model{Version: loaded.Digest, Digest: loaded.Digest, Network: loaded.Network}
-	if loaded.Robustness != nil {
-		m.ErrorBound = math.Max(1-loaded.Robustness.Clean.LowerBound, minErrorBound)
+	r, err := store.Open(ctx, g.Reference)
+	if err != nil {
+		return Model{}, err
+	}
+	defer r.Close()
+	at, err := r.At(served.Digest)
+	if err != nil {
+		return Model{}, err
+	}
+	m := Model{Version: served.Version, Digest: served.Digest, Network: served.Network}
+	if m.ErrorBound, err = g.errorBound(ctx, at.String()); err != nil {
+		return Model{}, err
 	}
 	where := g.Detector
 	if where == "" {
-		if where, err = DetectorAt(ctx, v.Reference); err != nil {
+		if where, err = DetectorAt(ctx, at.String()); err != nil {
 			return Model{}, err
 		}
 	}
 	m.Detector, err = loadDetector(ctx, where, g.Policy)
 	var absent *store.NotFound
 	if errors.As(err, &absent) {
-		return Model{}, fmt.Errorf("no detector for model %s: run 'temper sentinel calibrate' and 'temper sign': %w", v.Reference, err)
+		err = fmt.Errorf("no detector for model %s: run 'temper sentinel calibrate' and 'temper sign': %w", at, err)
 	}
 	return m, err
 }
 
-// minErrorBound keeps the alarm on labels from betting against a model that
-// made no error on its test: one odd label must not be enough.
-const minErrorBound = 0.001
+// errorBound is the upper bound on the model's error rate by its signed
+// figures; 0 where it has none, or did not pass its test: whether such a model
+// is served is for the server to say, and it needs watching all the more.
+func (g *Registry) errorBound(ctx context.Context, model string) (float64, error) {
+	p := g.Policy
+	p.Robustness = &verify.Requirement{}
+	v, err := verify.Verify(ctx, model, p)
+	var refused *store.Refused
+	if errors.As(err, &refused) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	// One odd label is not enough against a model that passed its test without
+	// an error, and no bet is to be had against one that is nearly always wrong.
+	return min(max(1-v.Robustness.Clean.LowerBound, 0.001), 0.5), nil
+}
 
 // loadDetector reads a detector, by the digest that was verified.
 func loadDetector(ctx context.Context, ref string, p verify.Policy) (*detect.Detector, error) {

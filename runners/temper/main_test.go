@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -135,6 +136,39 @@ func TestRegistryThatIsDown(t *testing.T) {
 		if strings.Contains(o.stderr, `"msg":"training"`) || time.Since(started) > 20*time.Second {
 			t.Errorf("%s: trained before it looked for the registry: %v", args, o)
 		}
+	}
+}
+
+// TestRegistry uses the registry command as a shell user does, and takes it
+// away in the end.
+func TestRegistry(t *testing.T) {
+	dir := t.TempDir()
+	cmd := prepare(dir, "registry", "--dir", "served", "--listen", "127.0.0.1:0")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	address, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := strings.TrimSpace(address) + "/team/mnist"
+	model := must(t, dir, "train", "wong", "--epochs", "0.01", "--output", place+":a")
+	if !strings.HasPrefix(model, place+"@sha256:") {
+		t.Errorf("train printed %q", model)
+	}
+	attack := []string{"attack", "--model", place + ":a", "--samples", "10", "--output", place + ":fgsm"}
+	must(t, dir, attack...)
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("SIGTERM ended the registry with %v", err)
+	}
+	if o := temper(t, dir, attack...); o.code != 4 || !strings.Contains(o.stderr, strings.TrimSpace(address)) {
+		t.Errorf("after its end: %v", o)
 	}
 }
 

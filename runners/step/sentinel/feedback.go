@@ -15,7 +15,7 @@ import (
 
 // Feedback is the true class of an image that was classified before.
 type Feedback struct {
-	ID     string `json:"id"`     // of the request's event
+	ID     string `json:"id"`     // of the request's event: the X-Request-Id of the server's answer
 	Index  int    `json:"index"`  // of the image in the request
 	Label  int    `json:"label"`  // its true class
 	Source string `json:"source"` // who says so

@@ -160,7 +160,7 @@ func (s *Sentinel) Use(m Model) error {
 			s.closeIncident(now, Recovered, nil)
 		}
 		s.metrics.ready.Set(1)
-		s.log.Info("watching", "model", m.Version, "digest", m.Digest)
+		s.log.Info("watching", "model", m.Version, "digest", m.Digest, "alarm_on_labels", w.accuracy != nil)
 	})
 	return nil
 }

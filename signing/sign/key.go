@@ -4,7 +4,6 @@ package sign
 
 import (
 	"context"
-	"crypto"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -106,15 +105,24 @@ func LoadKey(ctx context.Context, ref string, password Password) (*Key, error) {
 		}
 		return nil, fmt.Errorf("private key %s: %w", ref, err)
 	}
-	public, err := signer.PublicKey()
+	k, err := NewKey(signer)
 	if err != nil {
 		return nil, fmt.Errorf("private key %s: %w", ref, err)
 	}
-	k := &Key{signer: signer}
-	if k.public, err = cryptoutils.MarshalPublicKeyToPEM(crypto.PublicKey(public)); err != nil {
-		return nil, fmt.Errorf("private key %s: %w", ref, err)
-	}
 	return k, nil
+}
+
+// NewKey is a key that is in memory or in a device of its own.
+func NewKey(signer signature.SignerVerifier) (*Key, error) {
+	public, err := signer.PublicKey()
+	if err != nil {
+		return nil, err
+	}
+	pem, err := cryptoutils.MarshalPublicKeyToPEM(public)
+	if err != nil {
+		return nil, err
+	}
+	return &Key{signer: signer, public: pem}, nil
 }
 
 // PublicKey is the public half, as PEM.

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/sigstore/sigstore/pkg/signature"
+
 	"github.com/temper-ml/temper/models/attack"
 	"github.com/temper-ml/temper/models/evaluate"
 	"github.com/temper-ml/temper/models/interval"
@@ -85,17 +87,32 @@ func digest(data []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// Key makes a key pair in a folder of the test's and loads it.
+// Key makes a key, without the slow encryption of one that is a file.
 func Key(t testing.TB) *sign.Key {
 	t.Helper()
-	k, _ := KeyFolder(t)
+	k, _ := Signer(t)
 	return k
 }
 
-// Password is that of every key here.
+// Signer is Key with what signs for it.
+func Signer(t testing.TB) (*sign.Key, signature.Signer) {
+	t.Helper()
+	signer, _, err := signature.NewDefaultECDSASignerVerifier()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := sign.NewKey(signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k, signer
+}
+
+// Password is that of the key of KeyFolder.
 const Password = "correct horse"
 
-// KeyFolder is Key with the folder that holds cosign.key and cosign.pub.
+// KeyFolder makes a key pair in a folder of the test's, cosign.key and
+// cosign.pub, and loads it.
 func KeyFolder(t testing.TB) (*sign.Key, string) {
 	t.Helper()
 	dir := t.TempDir()

@@ -23,12 +23,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/sigstore/cosign/v2/pkg/cosign"
 	"github.com/sigstore/cosign/v2/pkg/types"
 	"github.com/sigstore/sigstore/pkg/signature"
 	sigdsse "github.com/sigstore/sigstore/pkg/signature/dsse"
 
-	"github.com/temper-ml/temper/signing/sign"
 	"github.com/temper-ml/temper/signing/signingtest"
 	"github.com/temper-ml/temper/signing/statement"
 	"github.com/temper-ml/temper/signing/store"
@@ -186,20 +184,6 @@ func copyAll(t *testing.T, from, to string) {
 	}
 }
 
-// raw signs whatever bytes it is given.
-func raw(t *testing.T, dir string) signature.SignerVerifier {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join(dir, sign.PrivateKeyFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := cosign.LoadPrivateKey(data, []byte(signingtest.Password), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
-}
-
 func signatureOf(t *testing.T, k signature.Signer, payload []byte) store.File {
 	t.Helper()
 	sig, err := k.SignMessage(bytes.NewReader(payload))
@@ -277,8 +261,7 @@ func corpus(t *testing.T, kind string, run func(t *testing.T, read func(file str
 
 // Signatures by a trusted key over the payload in each folder.
 func TestCase28MalformedPayloads(t *testing.T) {
-	key, dir := signingtest.KeyFolder(t)
-	signer := raw(t, dir)
+	key, signer := signingtest.Signer(t)
 	ref := signingtest.Pack(t, served(t)+"/team/tiny:v1", signingtest.Build(t, 1), key)
 	digest := ref[strings.LastIndexByte(ref, ':')+1:]
 	policy := verify.Policy{Keys: signingtest.Policy(key).Keys, Repositories: []string{"ghcr.io/prod/*", "ghcr.io/exact"}}
@@ -394,9 +377,8 @@ func TestCase29PanicInVerification(t *testing.T) {
 // Statements by a trusted key: each folder replaces one of the two that a
 // model needs.
 func TestCase30Statements(t *testing.T) {
-	key, dir := signingtest.KeyFolder(t)
-	_, strangers := signingtest.KeyFolder(t)
-	signer, stranger := raw(t, dir), raw(t, strangers)
+	key, signer := signingtest.Signer(t)
+	_, stranger := signingtest.Signer(t)
 	b := signingtest.Build(t, 1)
 	ref := signingtest.Pack(t, served(t)+"/team/tiny:v1", b, key)
 	digest := ref[strings.IndexByte(ref, '@')+1:]

@@ -58,7 +58,7 @@ const (
 	// its own, and needs to be robust, not accurate.
 	guardNetwork = "wong"
 	guardRecipe  = "fast"
-	guardEpochs  = 5
+	guardEpochs  = 3
 	// pause between a user's requests while the defence trains: the machine's
 	// cores are for the training then.
 	pause = 20 * time.Millisecond
@@ -89,7 +89,7 @@ type Result struct {
 	DetectionDelayRequests int `json:"detection_delay_requests"` // hostile requests up to the alarm
 	FalseAlarms            int `json:"false_alarms"`             // on the clean requests before the attack
 	CleanRequests          int `json:"clean_requests"`
-	DroppedRequests        int `json:"dropped_requests"` // of all requests, the reload included
+	DroppedRequests        int `json:"dropped_requests"` // through the defence and the reload
 	Requests               int `json:"requests"`
 
 	Verdict        string `json:"verdict"`
@@ -571,19 +571,22 @@ func (d *demo) incident(live *service, first *model, test *dataset.Set) (second 
 	d.event(report.Good, "alarm", "at hostile request %d; the defence begins", d.result.DetectionDelayRequests)
 
 	// Users and attacker go on through everything that follows.
-	load := d.clients.start(d.ctx, append(slices.Clone(clean[:len(clean)/10]), hostile[:len(hostile)/10]...), pause)
+	part := len(clean) / 10 / test.Shape.Size() * test.Shape.Size()
+	labels := test.Labels[:part/test.Shape.Size()]
+	load := d.clients.start(d.ctx, slices.Concat(clean[:part], hostile[:part]), slices.Concat(labels, labels), pause, &d.requests)
+	begun := int(d.requests.Load())
 	second, err = d.defend(first)
 	if err == nil {
 		load.pause.Store(0)
 		err = d.phase("reload", "reloading under load", func() error { return d.reload(live, second) })
 	}
-	if ended := load.end(); err == nil && ended != nil {
-		d.step.Log.Warn("a request was dropped", "error", ended)
-	}
-	d.requests.Add(load.sent.Load())
-	d.result.DroppedRequests += int(load.dropped.Load())
+	load.end()
 	if err != nil {
 		return nil, nil, err
+	}
+	d.liveAccuracy(begun, load.right)
+	if d.result.DroppedRequests = load.dropped; load.err != nil {
+		d.step.Log.Warn("a request was dropped", "error", load.err)
 	}
 	d.result.PromotedDigest = digestOf(second.packed)
 	d.event(report.Good, "promoted", "record %d: model %s answers; %d requests dropped", d.result.Sequence, short(d.result.PromotedDigest), d.result.DroppedRequests)
@@ -652,17 +655,35 @@ func (d *demo) strike(live *service, hostile []float32, test *dataset.Set) (floa
 	return accuracy, labels, nil
 }
 
-// count adds requests that are done to the totals, and their accuracy by the
-// stretch to the report's chart.
+// count adds requests that are done to the totals, and their accuracy to the
+// report's chart.
 func (d *demo) count(t *traffic, test *dataset.Set) []int64 {
-	stretch := max(t.sent/10, 1)
-	for lo := 0; lo < t.sent; lo += stretch {
-		hi := min(lo+stretch, t.sent)
-		part := traffic{labels: t.labels[lo:hi]}
-		d.live = append(d.live, report.Live{Request: int(d.requests.Load()) + hi, Accuracy: part.accuracy(test.Labels[lo:hi])})
+	right := make([]bool, t.sent)
+	for i, l := range t.labels {
+		right[i] = l == int64(test.Labels[i])
 	}
+	d.liveAccuracy(int(d.requests.Load()), right)
 	d.requests.Add(int64(t.sent))
 	return t.labels
+}
+
+// liveAccuracy adds the accuracy of a stretch of answers to the report's chart,
+// in ten points.
+func (d *demo) liveAccuracy(begun int, right []bool) {
+	const points = 10
+	for p := range points {
+		lo, hi := len(right)*p/points, len(right)*(p+1)/points
+		if lo == hi {
+			continue
+		}
+		n := 0
+		for _, ok := range right[lo:hi] {
+			if ok {
+				n++
+			}
+		}
+		d.live = append(d.live, report.Live{Request: begun + hi, Accuracy: float64(n) / float64(hi-lo)})
+	}
 }
 
 // defend is what the sentinel starts: from the attacked model to a promoted

@@ -98,5 +98,5 @@ func (n *narrator) seconds() (phases map[string]float64, total float64) {
 
 // quiet is the log of parts that the story tells of anyway.
 func (n *narrator) quiet() *slog.Logger {
-	return slog.New(slog.NewTextHandler(n.out, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return slog.New(slog.NewTextHandler(n.out, &slog.HandlerOptions{Level: slog.LevelError}))
 }

@@ -46,7 +46,7 @@ func (d *demo) writePage(first, second *model, test *dataset.Set, hostile []floa
 	}{
 		{"Clean, before", d.answers.before},
 		{"Attacked", d.answers.beforeHostile},
-		{"Attacked again, promoted model", d.answers.afterHostile},
+		{"Attacked again", d.answers.afterHostile},
 	} {
 		predictions := make([]uint8, len(c.labels))
 		for i, l := range c.labels {

@@ -96,36 +96,30 @@ func (c *clients) send(ctx context.Context, pixels []float32, sent func(done, to
 // reload. Between requests each user waits for pause; a pause of 0 is as fast
 // as the server answers.
 type load struct {
-	pause   atomic.Int64 // nanoseconds
-	sent    atomic.Int64
-	dropped atomic.Int64
+	pause    atomic.Int64 // nanoseconds
+	requests *atomic.Int64
+	stop     context.CancelFunc
+	done     sync.WaitGroup
+
 	mu      sync.Mutex
+	right   []bool // of each answer, in order
+	dropped int
 	err     error // of the first request that was dropped
-	stop    context.CancelFunc
-	done    sync.WaitGroup
 }
 
-// start begins to send the images over and over.
-func (c *clients) start(ctx context.Context, pixels []float32, pause time.Duration) *load {
+// start begins to send the images over and over, and counts each in requests.
+func (c *clients) start(ctx context.Context, pixels []float32, labels []uint8, pause time.Duration, requests *atomic.Int64) *load {
 	ctx, cancel := context.WithCancel(ctx)
-	l := &load{stop: cancel}
+	l := &load{stop: cancel, requests: requests}
 	l.pause.Store(int64(pause))
 	size := c.shape.Size()
-	images := len(pixels) / size
 	for u := range users {
 		l.done.Go(func() {
 			for i := u; ctx.Err() == nil; i += users {
+				image := i % len(labels)
 				// A request under way is let to finish when the load ends.
-				_, err := c.Predict(context.WithoutCancel(ctx), pixels[i%images*size:][:size], 1, c.shape)
-				l.sent.Add(1)
-				if err != nil {
-					l.dropped.Add(1)
-					l.mu.Lock()
-					if l.err == nil {
-						l.err = err
-					}
-					l.mu.Unlock()
-				}
+				answer, err := c.Predict(context.WithoutCancel(ctx), pixels[image*size:][:size], 1, c.shape)
+				l.note(answer, err, labels[image])
 				if p := time.Duration(l.pause.Load()); p > 0 {
 					select {
 					case <-time.After(p):
@@ -138,9 +132,22 @@ func (c *clients) start(ctx context.Context, pixels []float32, pause time.Durati
 	return l
 }
 
-// end waits for the requests under way and returns the first error.
-func (l *load) end() error {
+func (l *load) note(answer *inference.Answer, err error, label uint8) {
+	l.requests.Add(1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.dropped++
+		if l.err == nil {
+			l.err = err
+		}
+		return
+	}
+	l.right = append(l.right, answer.Labels[0] == int64(label))
+}
+
+// end waits for the requests under way.
+func (l *load) end() {
 	l.stop()
 	l.done.Wait()
-	return l.err
 }

@@ -35,12 +35,12 @@ func newBatches(train *dataset.Set, model attack.Model, recipe Recipe, seed uint
 	net := model.Network()
 	b := &batches{
 		train: train, seed: seed, rows: recipe.Batch, size: net.Input.Size(), classes: net.Classes(),
-		kept: recipe.cleanRows(), model: model,
+		kept: recipe.CleanRows(), model: model,
 		epoch: -1, order: make([]int, train.Len()), labels: make([]uint8, recipe.Batch),
 		loop: attack.Loop{Model: model}, rng: rand.NewPCG(0, 0),
 	}
 	b.clean, b.adv = make([]float32, b.rows*b.size), make([]float32, b.rows*b.size)
-	if recipe.uses("trades") {
+	if recipe.Uses("trades") {
 		b.paired, b.targets = make([]float32, 2*b.rows*b.size), make([]float32, b.rows*b.classes)
 	}
 	return b
@@ -213,8 +213,8 @@ const tradesStart = 0.001
 // after catastrophic overfitting.
 const rescueSteps = 3
 
-// at is the phase's method for an epsilon, which a ramp may hold below full.
-func (p Phase) at(epsilon, full float64, rescued bool) method {
+// methodAt is a phase's method for an epsilon, which a ramp may hold below full.
+func methodAt(p Phase, epsilon, full float64, rescued bool) method {
 	ball := attack.Linf(epsilon)
 	alpha := 0.0
 	if full > 0 {

@@ -24,7 +24,7 @@ func TestMethodsStayWithinTheThreat(t *testing.T) {
 	b := toyBatches(t, r)
 	for _, p := range r.Phases {
 		for _, rescued := range []bool{false, true} {
-			o, err := b.make(3, p.at(0.1, 0.1, rescued))
+			o, err := b.make(3, methodAt(p, 0.1, 0.1, rescued))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -58,7 +58,7 @@ func TestMethodsStayWithinTheThreat(t *testing.T) {
 func TestCleanShare(t *testing.T) {
 	r := mixture()
 	b := toyBatches(t, r)
-	o, err := b.make(0, r.Phases[0].at(0.1, 0.1, false))
+	o, err := b.make(0, methodAt(r.Phases[0], 0.1, 0.1, false))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +150,7 @@ func TestTradesStaysFiniteForExtremeLogits(t *testing.T) {
 // algorithm, parameter by parameter, over more than one chunk.
 func TestAdam(t *testing.T) {
 	const n = chunk + 100
-	a := Adam{LearningRate: 0.01}.withDefaults()
+	a := Adam{LearningRate: 0.01}.WithDefaults()
 	rng := rand.New(rand.NewPCG(1, 2))
 	weights, g := make([]float32, n), make([]float32, n)
 	w, m, v, ema := make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n)
@@ -182,5 +182,12 @@ func TestAdam(t *testing.T) {
 	}
 	if !slices.Equal(plain.weights, s.weights) {
 		t.Error("the moving average changes the weights")
+	}
+}
+
+func TestAlphaRisesWithEpsilon(t *testing.T) {
+	p := Phase{Method: "pgd", Epsilon: 0.15, EpsilonRampEpochs: 2, Alpha: 0.1, Steps: 5}
+	if m := methodAt(p, 0.075, 0.15, false); m.alpha != 0.05 || m.steps != 5 {
+		t.Errorf("half-way up the ramp %+v: alpha must be half", m)
 	}
 }

@@ -62,11 +62,11 @@ func TestGuardRollsBackAnOverfitNetwork(t *testing.T) {
 	if !slices.Equal(now.weights, before) || now.updates != 0 || now.m[0] != 0 || now.v[0] != 0 {
 		t.Error("the weights or the optimiser's state are not those of the phase's start")
 	}
-	m := Phase{Method: "n-fgsm"}.at(0.3, 0.3, g.rescued)
+	m := methodAt(Phase{Method: "n-fgsm"}, 0.3, 0.3, g.rescued)
 	if m.steps != rescueSteps || m.ball != attack.Linf(0.3) {
 		t.Errorf("goes on with %+v: want PGD-3", m)
 	}
-	if p := (Phase{Method: "pgd", Steps: 7, Alpha: 0.1}).at(0.3, 0.3, true); p.steps != 7 {
+	if p := methodAt(Phase{Method: "pgd", Steps: 7, Alpha: 0.1}, 0.3, 0.3, true); p.steps != 7 {
 		t.Errorf("PGD-7 becomes PGD-%d", p.steps)
 	}
 	// PGD does not overfit to a single step: no gap counts there.

@@ -17,6 +17,16 @@ import (
 	"github.com/temper-ml/temper/models/dataset"
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/models/nn/graph"
+	"github.com/temper-ml/temper/models/recipe"
+)
+
+// A recipe and its parts have a package of their own, so that a server reads a
+// model's YAML without linking what trains it.
+type (
+	Recipe   = recipe.Recipe
+	Phase    = recipe.Phase
+	Adam     = recipe.Adam
+	Schedule = recipe.Schedule
 )
 
 // ErrInterrupted is returned when the context ends a training. Where a
@@ -109,7 +119,7 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 	if err := threat.Validate(); err != nil {
 		return nil, err
 	}
-	if recipe.adversarial() && threat.Epsilon == 0 {
+	if recipe.Adversarial() && threat.Epsilon == 0 {
 		for i, p := range recipe.Phases {
 			if p.Method != "standard" && p.Epsilon == 0 {
 				return nil, fmt.Errorf("recipe: phases[%d] is %s and the threat's epsilon is 0: nothing to defend against", i, p.Method)
@@ -127,14 +137,14 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 	if recipe.Guard && validation.Len() == 0 {
 		return nil, errors.New("recipe: guard is on, but there are no validation images for it: hold some out or turn it off")
 	}
-	recipe.Optimiser = recipe.Optimiser.withDefaults()
+	recipe.Optimiser = recipe.Optimiser.WithDefaults()
 
 	model, err := graph.NewAttack(net, recipe.Batch)
 	if err != nil {
 		return nil, err
 	}
 	rows := recipe.Batch
-	if recipe.uses("trades") {
+	if recipe.Uses("trades") {
 		rows *= 2
 	}
 	machine, err := graph.NewTraining(net, rows)
@@ -250,14 +260,14 @@ const maxNorm = 1e18
 func (t *trainer) advance() (epsilon, rate float64, err error) {
 	per := float64(t.batches.perEpoch())
 	p, first, end := t.phase(t.step)
-	full := p.epsilonAt(p.EpsilonRampEpochs, t.threat)
-	epsilon = p.epsilonAt(float64(t.step-first)/per, t.threat)
-	rate = t.recipe.Optimiser.LearningRate * t.recipe.Schedule.rate(t.step, t.total(), float64(t.step)/per)
+	full := p.EpsilonAt(p.EpsilonRampEpochs, t.threat)
+	epsilon = p.EpsilonAt(float64(t.step-first)/per, t.threat)
+	rate = t.recipe.Optimiser.LearningRate * t.recipe.Schedule.Rate(t.step, t.total(), float64(t.step)/per)
 	if t.guard != nil && t.step == first {
 		t.guard.reset(&t.now, t.step)
 	}
 
-	o, err := t.batches.make(t.step, p.at(epsilon, full, t.guard != nil && t.guard.rescued))
+	o, err := t.batches.make(t.step, methodAt(p, epsilon, full, t.guard != nil && t.guard.rescued))
 	if err != nil {
 		return 0, 0, err
 	}

@@ -20,8 +20,8 @@ import (
 	"github.com/temper-ml/temper/models/attack"
 	"github.com/temper-ml/temper/models/gate"
 	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/models/recipe"
 	"github.com/temper-ml/temper/models/strictyaml"
-	"github.com/temper-ml/temper/models/train"
 	"github.com/temper-ml/temper/models/unknown"
 )
 
@@ -33,8 +33,8 @@ type Model struct {
 	Name    string
 	Network nn.Description
 	Dataset string // as dataset.Open takes it
-	Train   train.Recipe
-	Retrain train.Recipe // the defence: how an attacked model is hardened
+	Train   recipe.Recipe
+	Retrain recipe.Recipe // the defence: how an attacked model is hardened
 	Threat  attack.Threat
 	Policy  gate.Policy
 }
@@ -86,14 +86,14 @@ func Load(ref string) (*Model, error) {
 }
 
 // LoadRecipe reads a recipe: one of RecipeNames, or a path to a YAML file.
-func LoadRecipe(ref string) (train.Recipe, error) {
+func LoadRecipe(ref string) (recipe.Recipe, error) {
 	data, err := read("recipe", ref, "recipes", RecipeNames())
 	if err != nil {
-		return train.Recipe{}, err
+		return recipe.Recipe{}, err
 	}
 	r, err := ParseRecipe(data)
 	if err != nil {
-		return train.Recipe{}, fmt.Errorf("recipe %s: %w", ref, err)
+		return recipe.Recipe{}, fmt.Errorf("recipe %s: %w", ref, err)
 	}
 	return r, nil
 }
@@ -115,13 +115,13 @@ func LoadNetwork(name string) (nn.Description, error) {
 }
 
 // ParseRecipe reads a recipe from YAML and validates it.
-func ParseRecipe(data []byte) (train.Recipe, error) {
-	var r train.Recipe
+func ParseRecipe(data []byte) (recipe.Recipe, error) {
+	var r recipe.Recipe
 	if err := strictyaml.Decode(data, &r); err != nil {
-		return train.Recipe{}, err
+		return recipe.Recipe{}, err
 	}
 	if err := r.Validate(); err != nil {
-		return train.Recipe{}, err
+		return recipe.Recipe{}, err
 	}
 	return r, nil
 }
@@ -147,10 +147,10 @@ func Parse(data []byte) (*Model, error) {
 	if m.Network, err = network(&f.Network); err != nil {
 		return nil, err
 	}
-	if m.Train, err = recipe(&f.Recipe.Train); err != nil {
+	if m.Train, err = training(&f.Recipe.Train); err != nil {
 		return nil, fmt.Errorf("recipe.train: %w", err)
 	}
-	if m.Retrain, err = recipe(&f.Recipe.Retrain); err != nil {
+	if m.Retrain, err = training(&f.Recipe.Retrain); err != nil {
 		return nil, fmt.Errorf("recipe.retrain: %w", err)
 	}
 	if err := m.Threat.Validate(); err != nil {
@@ -166,7 +166,7 @@ func Parse(data []byte) (*Model, error) {
 }
 
 // network decodes a network that is written out or named. A model's file is
-// complete by itself: neither this nor recipe follows a path to another file.
+// complete by itself: neither this nor training follows a path to another file.
 func network(n *yaml.Node) (nn.Description, error) {
 	if n.Kind == yaml.ScalarNode {
 		d, err := LoadNetwork(n.Value)
@@ -183,17 +183,17 @@ func network(n *yaml.Node) (nn.Description, error) {
 	return d, err
 }
 
-// recipe decodes a recipe that is written out or named.
-func recipe(n *yaml.Node) (train.Recipe, error) {
+// training decodes a recipe that is written out or named.
+func training(n *yaml.Node) (recipe.Recipe, error) {
 	if n.Kind == yaml.ScalarNode {
 		if !slices.Contains(RecipeNames(), n.Value) {
-			return train.Recipe{}, fmt.Errorf("line %d: %w", n.Line, unknown.Name("recipe", n.Value, RecipeNames()))
+			return recipe.Recipe{}, fmt.Errorf("line %d: %w", n.Line, unknown.Name("recipe", n.Value, RecipeNames()))
 		}
 		return LoadRecipe(n.Value)
 	}
-	var r train.Recipe
+	var r recipe.Recipe
 	if err := strictyaml.DecodeNode(n, &r); err != nil {
-		return train.Recipe{}, err
+		return recipe.Recipe{}, err
 	}
 	return r, r.Validate()
 }

@@ -9,8 +9,8 @@ import (
 
 	"github.com/temper-ml/temper/models/dataset"
 	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/models/recipe"
 	"github.com/temper-ml/temper/models/strictyaml"
-	"github.com/temper-ml/temper/models/train"
 )
 
 // The counts are those of the published networks.
@@ -74,11 +74,11 @@ func TestPaperIsThePaper(t *testing.T) {
 		t.Errorf("threat %+v", m.Threat)
 	}
 	r := m.Train
-	if r.Batch != 64 || r.Optimiser.LearningRate != 1e-3 || r.Schedule != (train.Schedule{Kind: "step", Every: 5, Factor: 0.5}) || r.Epochs() != 10 || r.Phases[0].Method != "standard" {
+	if r.Batch != 64 || r.Optimiser.LearningRate != 1e-3 || r.Schedule != (recipe.Schedule{Kind: "step", Every: 5, Factor: 0.5}) || r.Epochs() != 10 || r.Phases[0].Method != "standard" {
 		t.Errorf("training %+v", r)
 	}
 	r = m.Retrain
-	want := train.Phase{Method: "pgd", Epochs: 20, Epsilon: 0.15, Alpha: 0.1, Steps: 20}
+	want := recipe.Phase{Method: "pgd", Epochs: 20, Epsilon: 0.15, Alpha: 0.1, Steps: 20}
 	if r.Batch != 64 || r.Optimiser.LearningRate != 1e-4 || r.CleanShare != 0 || r.Schedule.Kind != "constant" || len(r.Phases) != 1 || r.Phases[0] != want {
 		t.Errorf("defence %+v", r)
 	}

@@ -20,7 +20,7 @@ import (
 	"github.com/temper-ml/temper/models/evaluate"
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/models/onnx"
-	"github.com/temper-ml/temper/models/train"
+	"github.com/temper-ml/temper/models/recipe"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/signing"
 	"github.com/temper-ml/temper/signing/store"
@@ -51,7 +51,7 @@ type Training struct {
 	Dataset       string        `json:"dataset"`
 	DatasetDigest string        `json:"dataset_digest"` // of all its splits
 	RecipeName    string        `json:"recipe_name"`
-	Recipe        train.Recipe  `json:"recipe"`
+	Recipe        recipe.Recipe `json:"recipe"`
 	Threat        attack.Threat `json:"threat"`
 	Seed          uint64        `json:"seed"`
 	BaseDigest    string        `json:"base_digest,omitempty"` // Model.Digest of the model whose weights it started from

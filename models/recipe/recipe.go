@@ -1,4 +1,5 @@
-package train
+// Package recipe says how a network is trained: what models/zoo holds as YAML.
+package recipe
 
 import (
 	"fmt"
@@ -94,7 +95,7 @@ func (r Recipe) Validate() error {
 			return fmt.Errorf("%s is %v: must be %v to %v", f.key, f.value, f.low, f.high)
 		}
 	}
-	if r.cleanRows() == r.Batch {
+	if r.CleanRows() == r.Batch {
 		return fmt.Errorf("clean_share is %v: that leaves no adversarial image in a batch of %d", r.CleanShare, r.Batch)
 	}
 	if !slices.Contains(schedules, r.Schedule.Kind) {
@@ -118,10 +119,10 @@ func (r Recipe) Validate() error {
 			return fmt.Errorf("clean_share is %v, but phases[%d].method is trades, which has a clean image beside each adversarial one: remove clean_share", r.CleanShare, i)
 		}
 	}
-	if !r.adversarial() && r.CleanShare > 0 {
+	if !r.Adversarial() && r.CleanShare > 0 {
 		return fmt.Errorf("clean_share is %v, but every phase is standard: remove clean_share", r.CleanShare)
 	}
-	if !r.adversarial() && r.Guard {
+	if !r.Adversarial() && r.Guard {
 		return fmt.Errorf("guard is on, but every phase is standard and cannot overfit to an attack: remove guard")
 	}
 	if e := r.Epochs(); e > maxEpochs {
@@ -170,16 +171,16 @@ func (r Recipe) Epochs() float64 {
 	return total
 }
 
-// cleanRows is the number of images of a batch that stay clean.
-func (r Recipe) cleanRows() int { return int(math.Round(r.CleanShare * float64(r.Batch))) }
+// CleanRows is the number of images of a batch that stay clean.
+func (r Recipe) CleanRows() int { return int(math.Round(r.CleanShare * float64(r.Batch))) }
 
-// uses reports whether a phase has the method.
-func (r Recipe) uses(method string) bool {
+// Uses reports whether a phase has the method.
+func (r Recipe) Uses(method string) bool {
 	return slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Method == method })
 }
 
-// adversarial reports whether a phase trains on adversarial images.
-func (r Recipe) adversarial() bool {
+// Adversarial reports whether a phase trains on adversarial images.
+func (r Recipe) Adversarial() bool {
 	return slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Method != "standard" })
 }
 
@@ -197,8 +198,8 @@ func (r Recipe) WithEpochs(epochs float64) Recipe {
 	return scaled
 }
 
-// withDefaults fills in Adam's usual parameters where they are absent.
-func (a Adam) withDefaults() Adam {
+// WithDefaults fills in Adam's usual parameters where they are absent.
+func (a Adam) WithDefaults() Adam {
 	for _, f := range []struct {
 		value *float64
 		usual float64
@@ -210,8 +211,8 @@ func (a Adam) withDefaults() Adam {
 	return a
 }
 
-// rate is the learning rate at a step of total, the peak being 1.
-func (s Schedule) rate(step, total int, epoch float64) float64 {
+// Rate is the learning rate at a step of total, the peak being 1.
+func (s Schedule) Rate(step, total int, epoch float64) float64 {
 	at := (float64(step) + 0.5) / float64(total) // the step's middle: the rate is never 0
 	switch s.Kind {
 	case "triangular":
@@ -225,8 +226,8 @@ func (s Schedule) rate(step, total int, epoch float64) float64 {
 	return 1
 }
 
-// epsilonAt is the phase's epsilon a number of epochs after its start.
-func (p Phase) epsilonAt(epoch float64, threat attack.Threat) float64 {
+// EpsilonAt is the phase's epsilon a number of epochs after its start.
+func (p Phase) EpsilonAt(epoch float64, threat attack.Threat) float64 {
 	epsilon := p.Epsilon
 	if epsilon == 0 {
 		epsilon = threat.Epsilon

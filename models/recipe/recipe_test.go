@@ -1,4 +1,4 @@
-package train
+package recipe
 
 import (
 	"math"
@@ -81,7 +81,7 @@ func TestSchedules(t *testing.T) {
 		{Schedule{Kind: "step", Every: 5, Factor: 0.5}, 499, 1, 0},
 		{Schedule{Kind: "step", Every: 5, Factor: 0.5}, 500, 0.5, 0},
 	} {
-		if got := c.s.rate(c.step, 1000, float64(c.step)/100); math.Abs(got-c.want) > c.slack || got <= 0 {
+		if got := c.s.Rate(c.step, 1000, float64(c.step)/100); math.Abs(got-c.want) > c.slack || got <= 0 {
 			t.Errorf("%+v at step %d: %v, want %v", c.s, c.step, got, c.want)
 		}
 	}
@@ -91,15 +91,33 @@ func TestEpsilonRamp(t *testing.T) {
 	threat := attack.Threat{Norm: "linf", Epsilon: 0.3}
 	p := Phase{Method: "n-fgsm", Epochs: 15, EpsilonRampEpochs: 3}
 	for epoch, want := range map[float64]float64{0: 0, 1.5: 0.15, 3: 0.3, 14: 0.3} {
-		if got := p.epsilonAt(epoch, threat); got != want {
+		if got := p.EpsilonAt(epoch, threat); got != want {
 			t.Errorf("epoch %v: %v, want %v", epoch, got, want)
 		}
 	}
 	p = Phase{Method: "pgd", Epsilon: 0.15, EpsilonRampEpochs: 2, Alpha: 0.1, Steps: 5}
-	if got := p.epsilonAt(5, threat); got != 0.15 {
+	if got := p.EpsilonAt(5, threat); got != 0.15 {
 		t.Errorf("the phase's epsilon is %v", got)
 	}
-	if m := p.at(0.075, 0.15, false); m.alpha != 0.05 || m.steps != 5 {
-		t.Errorf("half-way up the ramp %+v: alpha must be half", m)
+}
+
+func everything() Recipe {
+	return Recipe{
+		Batch: 10, Optimiser: Adam{LearningRate: 0.01}, Schedule: Schedule{Kind: "triangular"},
+		Phases: []Phase{
+			{Method: "standard", Epochs: 0.5},
+			{Method: "fgsm", Epochs: 0.5},
+			{Method: "n-fgsm", Epochs: 3.5, EpsilonRampEpochs: 1},
+			{Method: "pgd", Epochs: 1, Steps: 3, Alpha: 0.05},
+			{Method: "trades", Epochs: 1, Steps: 2, Alpha: 0.05, Beta: 3},
+		},
+		EMA: 0.99, Clip: 1, Guard: true,
+	}
+}
+
+func mixture() Recipe {
+	return Recipe{
+		Batch: 10, Optimiser: Adam{LearningRate: 0.01}, Schedule: Schedule{Kind: "step", Every: 1, Factor: 0.5},
+		Phases: []Phase{{Method: "pgd", Epochs: 2, Steps: 2, Alpha: 0.05}}, CleanShare: 0.3,
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/temper-ml/temper/models/onnx"
 	"github.com/temper-ml/temper/models/recipe"
 	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/runners/step/serve/selftest"
 	"github.com/temper-ml/temper/signing"
 	"github.com/temper-ml/temper/signing/store"
 )
@@ -114,9 +115,23 @@ func ReadModel(ctx context.Context, ref string) (*Model, error) {
 	return m, nil
 }
 
-// PushNetwork writes a trained network to ref.
-func PushNetwork(ctx context.Context, ref string, net *nn.Network, training *Training) (*Model, error) {
-	data, err := onnx.Marshal(net, map[string]string{"temper.network": training.Network})
+// selfTestExamples go into a network's file with their outputs, for whoever
+// loads it to compare.
+const selfTestExamples = 10
+
+// PushNetwork writes a trained network to ref. It records the outputs for the
+// first images of examples, where those are bytes.
+func PushNetwork(ctx context.Context, ref string, net *nn.Network, examples *dataset.Set, training *Training) (*Model, error) {
+	metadata := map[string]string{"temper.network": training.Network}
+	if n := min(selfTestExamples, examples.Len()); n > 0 && examples.Bytes != nil {
+		few := examples.Slice(0, n)
+		vector, err := selftest.Vector(net, few.Bytes, few.Labels)
+		if err != nil {
+			return nil, err
+		}
+		metadata[selftest.MetadataKey] = vector
+	}
+	data, err := onnx.Marshal(net, metadata)
 	if err != nil {
 		return nil, err
 	}

@@ -35,11 +35,11 @@ func examples() *dataset.Set {
 func TestNetworkThereAndBack(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
 	training := &Training{Network: "tiny", Dataset: "mnist", DatasetDigest: "sha256:00", RecipeName: "fast", Threat: attack.Threat{Norm: "linf", Epsilon: 0.3}, Seed: 7}
-	pushed, err := PushNetwork(ctx, "oci:"+dir+":v1", network(t), training)
+	pushed, err := PushNetwork(ctx, "oci:"+dir+":v1", network(t), nil, training)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := PushNetwork(ctx, "oci:"+dir+":v2", network(t), training)
+	again, err := PushNetwork(ctx, "oci:"+dir+":v2", network(t), nil, training)
 	if err != nil || again.Reference != pushed.Reference {
 		t.Errorf("the same network became %s and %s: %v", pushed.Reference, again.Reference, err)
 	}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,8 +16,8 @@ import (
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
 	"github.com/temper-ml/temper/runners/step/serve"
+	trust "github.com/temper-ml/temper/runners/step/verify"
 	"github.com/temper-ml/temper/signing/store"
-	"github.com/temper-ml/temper/signing/verify"
 )
 
 // Limits of the listener: a sender that is slower is cut off, so that
@@ -33,14 +32,11 @@ const (
 	drainTimeout   = 10 * time.Second
 )
 
-// maxKey is many times a public key.
-const maxKey = 64 << 10
-
 // Command is the step; it runs until it is interrupted.
 func Command() *cobra.Command {
 	var (
 		model, channel, detector, listen, defend string
-		keys                                     []string
+		who                                      trust.Trust
 		c                                        Config
 		poll                                     time.Duration
 	)
@@ -64,9 +60,9 @@ once for each incident.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, st := cmd.Context(), step.From(cmd)
-			policy, err := readKeys(keys)
+			policy, err := who.Rules(ctx)
 			if err != nil {
-				return step.BadInput(err)
+				return err
 			}
 			source := &Registry{Reference: model + channel, Detector: detector, Policy: policy}
 			source.Served = &serve.Channel{Reference: channel, Policy: policy}
@@ -110,7 +106,7 @@ once for each incident.`,
 	flags.StringVar(&channel, "channel", "", "reference of the channel that says which model is in service")
 	flags.StringVar(&model, "model", "", "reference of the model in service, where there is no channel")
 	flags.StringVar(&detector, "detector", "", "reference of its detector; by default the tag sha256-HEX.detector beside the model")
-	flags.StringSliceVar(&keys, "key", nil, "public key that must have signed both, as a PEM file; may be given again")
+	who.Flags(flags, "key")
 	flags.StringVar(&listen, "listen", "127.0.0.1:8090", "address to listen on; port 0 takes a free one")
 	step.Float(flags, &c.Alpha, "alpha", detect.DefaultAlpha, 1e-12, 0.1, "1/alpha is the least average number of requests to a false alarm")
 	flags.StringVar(&defend, "defend", "", "URL that is told of an incident and starts the defence")
@@ -150,25 +146,6 @@ func (s *Sentinel) Serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
-}
-
-func readKeys(paths []string) (verify.Policy, error) {
-	var p verify.Policy
-	for _, path := range paths {
-		info, err := os.Stat(path)
-		if err != nil {
-			return p, fmt.Errorf("key: %w", err)
-		}
-		if !info.Mode().IsRegular() || info.Size() > maxKey {
-			return p, fmt.Errorf("key %s: not a file of at most %d bytes", path, maxKey)
-		}
-		pem, err := os.ReadFile(path)
-		if err != nil {
-			return p, fmt.Errorf("key: %w", err)
-		}
-		p.Keys = append(p.Keys, verify.Key{Name: path, PEM: pem})
-	}
-	return p, nil
 }
 
 // calibrate is the step that makes a detector.

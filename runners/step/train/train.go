@@ -68,6 +68,9 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	if err != nil {
 		return err
 	}
+	if splits.Train.Len() == 0 {
+		return step.BadInput(fmt.Errorf("dataset %s has no training images: it is for --dataset of attack and evaluate", splits.Name))
+	}
 	s.Log.Info("training", "network", j.Name, "dataset", splits.Name, "recipe", j.RecipeName, "epochs", j.Recipe.Epochs(), "epsilon", j.Threat.Epsilon, "seed", j.Seed)
 	result, err := models.Run(ctx, j.Network, splits.Train, splits.Validation, j.Recipe, j.Threat, j.Seed, models.Options{
 		Progress: s.Progress, Checkpoint: j.Checkpoint, Log: s.Log,
@@ -75,7 +78,7 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	if err != nil {
 		return j.interrupted(refused(err))
 	}
-	m, err := artifact.PushNetwork(ctx, j.Output, j.Network, &artifact.Training{
+	m, err := artifact.PushNetwork(ctx, j.Output, j.Network, splits.Validation, &artifact.Training{
 		Network: j.Name, Dataset: step.Redact(splits.Name), DatasetDigest: splits.Digest(), RecipeName: j.RecipeName, Recipe: j.Recipe,
 		Threat: j.Threat, Seed: j.Seed, BaseDigest: j.BaseDigest,
 	})

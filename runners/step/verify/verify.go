@@ -30,7 +30,7 @@ type Trust struct {
 	Repositories []string
 	Revoked      []string
 	Policy       string // model of the zoo or YAML file, "" for a signature only
-	Dataset      string // "" for the model's of Policy
+	Dataset      string // or the digest of its test split; "" for the model's of Policy
 }
 
 // Flags defines the flags of a Trust. keys names the flag for the public keys.
@@ -40,7 +40,7 @@ func (t *Trust) Flags(flags *pflag.FlagSet, keys string) {
 	flags.StringSliceVar(&t.Repositories, "repository", nil, "other repositories that a signature may be for, such as registry.example/models/*")
 	flags.StringSliceVar(&t.Revoked, "revoked", nil, "digests that are never accepted")
 	flags.StringVar(&t.Policy, "policy", "", "model of the zoo, or YAML file, whose gate policy the signed figures must meet")
-	flags.StringVar(&t.Dataset, "dataset", "", "data set that the figures must be from (default: the policy's model's)")
+	flags.StringVar(&t.Dataset, "dataset", "", "data set that the figures must be from, or the digest of its test split (default: that of the policy's model)")
 }
 
 // Rules reads what the flags name.
@@ -59,6 +59,10 @@ func (t *Trust) Rules(ctx context.Context) (signing.Policy, error) {
 	model, err := zoo.Load(t.Policy)
 	if err != nil {
 		return rules, step.BadInput(fmt.Errorf("policy: %w", err))
+	}
+	if strings.HasPrefix(t.Dataset, "sha256:") {
+		rules.Robustness = Requirement(model.Policy, t.Dataset)
+		return rules, nil
 	}
 	if t.Dataset == "" {
 		t.Dataset = model.Dataset

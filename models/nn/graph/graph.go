@@ -2,21 +2,25 @@
 // gradient with respect to the input, for attacks, and one whose output is the
 // gradient with respect to the weights, for training.
 //
-// Gorgonia derives both from the forward graph (symbolic differentiation) and
-// leaves out of each program what its output does not need, so an attack never
-// computes a weight gradient. Every operator is ours and owns its memory; the
-// arithmetic is in package kernel.
+// Gorgonia derives both from the forward graph (symbolic differentiation).
+// What the wanted gradient does not need is left out of its program, so an
+// attack never computes a weight gradient. Every operator is ours and owns its
+// memory; the arithmetic is in package kernel. A program is the list of
+// operators in order: Gorgonia's tape machine would run it too, but hands each
+// run to another thread, which costs more than the arithmetic of a small
+// network (BenchmarkTapeMachine).
 //
-// A batch is cut into pieces of fixed size. Each goroutine runs a tape machine
-// of its own over one piece at a time, so that the activations of a piece stay
-// in its core's cache and a step needs one synchronisation only. The pieces do
-// not depend on the number of goroutines and their weight gradients are added
-// in order, so neither does any result.
+// A batch is cut into pieces of fixed size. Each goroutine runs a program of
+// its own over one piece at a time, so that the activations of a piece stay in
+// its core's cache and a step needs one synchronisation only. The pieces do not
+// depend on the number of goroutines and their weight gradients are added in
+// order, so neither does any result.
 package graph
 
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -28,7 +32,7 @@ import (
 )
 
 const (
-	minPiece  = 32 // rows: fewer, and the tape's own cost shows
+	minPiece  = 32 // rows: fewer, and the weights are read too often for them
 	maxPieces = 8  // bounds the partial weight gradients kept in memory
 )
 
@@ -90,7 +94,7 @@ func (t *Training) Step(x []float32, n int, loss nn.Loss) (logits []float32, err
 // flat parameter vector.
 func (t *Training) Gradient() []float32 { return t.gradient }
 
-// engine runs a network's tape machines over the pieces of a batch.
+// engine runs a network's programs over the pieces of a batch.
 type engine struct {
 	net            *nn.Network
 	batch, piece   int
@@ -196,7 +200,8 @@ func (e *engine) run(x []float32, n int, loss nn.Loss) error {
 			copy(e.logits[lo*e.classes:], e.forward[worker].Logits(rows, hi-lo))
 			return nil
 		}
-		return e.machines[worker].run(rows, piece, lo, hi, loss)
+		e.machines[worker].run(rows, piece, lo, hi, loss)
+		return nil
 	})
 }
 
@@ -245,24 +250,27 @@ func (e *engine) sum(n int) {
 	})
 }
 
-// machine is a tape machine with what its operators share.
+// machine is a program with what its operators share.
 type machine struct {
 	*engine
-	vm       gorgonia.VM
-	input    []float32
-	rows     int
-	piece    int
-	lo       int
-	loss     nn.Loss
-	operator uint32 // operators so far
+	program []*operator
+	input   []float32
+	rows    int
+	piece   int
+	lo      int
+	loss    nn.Loss
+
+	graph     *gorgonia.ExprGraph
+	gradients gorgonia.Nodes
+	operators uint32 // so far
 }
 
-func (m *machine) run(x []float32, piece, lo, hi int, loss nn.Loss) error {
+func (m *machine) run(x []float32, piece, lo, hi int, loss nn.Loss) {
 	copy(m.input, x)
 	m.rows, m.piece, m.lo, m.loss = hi-lo, piece, lo, loss
-	err := m.vm.RunAll()
-	m.vm.Reset()
-	return err
+	for _, op := range m.program {
+		op.do(op.arguments)
+	}
 }
 
 func matrix(rows, columns int) *tensor.Dense {
@@ -281,16 +289,21 @@ func (m *machine) apply(name string, columns int, do func(out []float32, in [][]
 }
 
 func (m *machine) applyTo(name string, out func() *tensor.Dense, do func(in [][]float32), diff func(inputs gorgonia.Nodes, output, grad *gorgonia.Node) (gorgonia.Nodes, error), inputs ...*gorgonia.Node) (*gorgonia.Node, error) {
-	m.operator++
-	op := &operator{name: name, id: m.operator, out: out, do: do, diff: diff, arguments: make([][]float32, len(inputs))}
+	m.operators++
+	op := &operator{name: name, id: m.operators, out: out, do: do, diff: diff}
 	for _, in := range inputs {
 		op.inputs = append(op.inputs, in.Dims())
+		from := in.Value
+		if before, ok := in.Op().(*operator); ok {
+			from = func() gorgonia.Value { return before.out() }
+		}
+		op.arguments = append(op.arguments, from().(*tensor.Dense).Float32s())
 	}
 	return gorgonia.ApplyOp(op, inputs...)
 }
 
 // compile builds the forward graph, lets Gorgonia derive the gradients, and
-// compiles a program for those that are wanted.
+// lists the operators that the wanted ones need.
 func (e *engine) compile() (*machine, error) {
 	m := &machine{engine: e}
 	g := gorgonia.NewGraph()
@@ -298,14 +311,14 @@ func (e *engine) compile() (*machine, error) {
 	m.input = values.Float32s()
 	x := gorgonia.NewMatrix(g, tensor.Float32, gorgonia.WithShape(e.piece, e.size), gorgonia.WithName("x"), gorgonia.WithValue(values))
 
-	inputs, weights := gorgonia.Nodes{x}, gorgonia.Nodes{}
+	weights := gorgonia.Nodes{}
 	layer, at := x, 0
 	for i, l := range e.net.Layers {
 		var err error
 		if n := layerParameters(e.net, i); n > 0 {
 			w := gorgonia.NewVector(g, tensor.Float32, gorgonia.WithShape(n), gorgonia.WithName(fmt.Sprintf("%d.parameters", i)), gorgonia.WithValue(vector(e.net.Flat()[at:at+n])))
 			at += n
-			inputs, weights = append(inputs, w), append(weights, w)
+			weights = append(weights, w)
 			layer, err = m.weighted(i, l, layer, w)
 		} else {
 			layer, err = m.pool(i, l, layer)
@@ -331,11 +344,16 @@ func (e *engine) compile() (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	program, locations, err := gorgonia.CompileFunction(g, inputs, gradients)
+	m.graph, m.gradients = g, gradients
+	nodes, err := gorgonia.Sort(g.ExactSubgraphRoots(gradients...)) // outputs first
 	if err != nil {
 		return nil, err
 	}
-	m.vm = gorgonia.NewTapeMachine(g, gorgonia.WithPrecompiled(program, locations))
+	for _, n := range slices.Backward(nodes) {
+		if op, ok := n.Op().(*operator); ok {
+			m.program = append(m.program, op)
+		}
+	}
 	return m, nil
 }
 

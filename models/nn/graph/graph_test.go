@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"testing"
 
+	"gorgonia.org/gorgonia"
+
 	"github.com/temper-ml/temper/models/nn"
 )
 
@@ -180,6 +182,77 @@ func TestWrongRowsAreRefused(t *testing.T) {
 			t.Errorf("%d rows in %d values: no error", c.n, c.values)
 		}
 	}
+}
+
+// tape compiles the machine's gradients for Gorgonia's own tape machine.
+func tape(t testing.TB, m *machine) gorgonia.VM {
+	program, locations, err := gorgonia.CompileFunction(m.graph, m.graph.Inputs(), m.gradients)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return gorgonia.NewTapeMachine(m.graph, gorgonia.WithPrecompiled(program, locations))
+}
+
+func TestTapeMachineAgrees(t *testing.T) {
+	for _, d := range networks[:3] {
+		const n = 20
+		net, err := nn.New(d, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		attack, err := NewAttack(net, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := fill(rand.New(rand.NewPCG(6, 7)), n*d.Input.Size())
+		loss := weigh(fill(rand.New(rand.NewPCG(8, 9)), n*d.Classes()), d.Classes())
+		_, dx, err := attack.Gradient(x, n, loss)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := append([]float32(nil), dx...)
+		clear(dx)
+		if err := tape(t, attack.machines[0]).RunAll(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range want {
+			if dx[i] != want[i] {
+				t.Fatalf("%s: gradient %d is %v by the tape machine, %v by the program", d.Name, i, dx[i], want[i])
+			}
+		}
+	}
+}
+
+// BenchmarkTapeMachine is BenchmarkAttack for one piece on one goroutine, by
+// Gorgonia's tape machine and by the program.
+func BenchmarkTapeMachine(b *testing.B) {
+	net := wong(b)
+	attack, err := NewAttack(net, minPiece)
+	if err != nil {
+		b.Fatal(err)
+	}
+	x := fill(rand.New(rand.NewPCG(1, 1)), minPiece*net.Input.Size())
+	loss := weigh(fill(rand.New(rand.NewPCG(1, 2)), minPiece*10), 10)
+	if _, _, err := attack.Gradient(x, minPiece, loss); err != nil {
+		b.Fatal(err)
+	}
+	m := attack.machines[0]
+	b.Run("tape", func(b *testing.B) {
+		vm := tape(b, m)
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := vm.RunAll(); err != nil {
+				b.Fatal(err)
+			}
+			vm.Reset()
+		}
+	})
+	b.Run("program", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			m.run(x, 0, 0, minPiece, loss)
+		}
+	})
 }
 
 func wong(b *testing.B) *nn.Network {

@@ -10,9 +10,10 @@ import (
 	"gorgonia.org/tensor"
 )
 
-// operator is a Gorgonia operator that owns the memory of its result. Stock
-// operators allocate theirs on every run, which costs more than the
-// arithmetic of a small network. It implements Op and SDOp.
+// operator is a Gorgonia operator that owns the memory of its result, and knows
+// that of its inputs. Stock operators allocate their results on every run,
+// which costs more than the arithmetic of a small network. It implements Op
+// and SDOp.
 type operator struct {
 	name   string
 	id     uint32 // distinguishes operators in the graph's hashing
@@ -24,7 +25,7 @@ type operator struct {
 	// gradient.
 	diff func(inputs gorgonia.Nodes, output, grad *gorgonia.Node) (gorgonia.Nodes, error)
 
-	arguments [][]float32 // scratch of Do
+	arguments [][]float32 // the inputs' memory
 }
 
 func (o *operator) Arity() int { return len(o.inputs) }
@@ -45,10 +46,11 @@ func (o *operator) Do(values ...gorgonia.Value) (gorgonia.Value, error) {
 	if len(values) != len(o.inputs) {
 		return nil, fmt.Errorf("%s: %d inputs, want %d", o.name, len(values), len(o.inputs))
 	}
+	arguments := make([][]float32, len(values))
 	for i, v := range values {
-		o.arguments[i] = v.(*tensor.Dense).Float32s()
+		arguments[i] = v.(*tensor.Dense).Float32s()
 	}
-	o.do(o.arguments)
+	o.do(arguments)
 	return o.out(), nil
 }
 

@@ -61,7 +61,7 @@ const (
 	guardEpochs  = 3
 	// pause between a user's requests while the defence trains: the machine's
 	// cores are for the training then.
-	pause = 20 * time.Millisecond
+	pause = 50 * time.Millisecond
 	// afterReload is how long the load goes on at full speed once the new model
 	// answers.
 	afterReload = time.Second
@@ -125,6 +125,7 @@ Presets:
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&d.preset, "preset", "default", strings.Join(presetNames(), " or "))
+	flags.StringVar(&d.model, "model", "", "model of the zoo, or the path of a YAML file, in place of the preset's")
 	step.Float(flags, &d.epochs, "epochs", 0, 0, train.MaxEpochs, "epochs of each training; 0 keeps the recipes' own")
 	flags.Uint64Var(&d.seed, "seed", 1, "seed of everything random")
 	flags.StringVar(&d.folder, "dir", "temper-demo", "folder for what the demo makes; that of an earlier demo is replaced")
@@ -152,6 +153,7 @@ func describePresets() string {
 // demo is one run.
 type demo struct {
 	preset, folder string
+	model          string // of the zoo, or a path
 	epochs         float64
 	seed           uint64
 	samples        int
@@ -186,8 +188,11 @@ func (d *demo) run(cmd *cobra.Command) (err error) {
 	if !ok {
 		return step.BadInput(unknown.Name("preset", d.preset, presetNames()))
 	}
-	if d.zoo, err = zoo.Load(p.model); err != nil {
-		return err
+	if d.model == "" {
+		d.model = p.model
+	}
+	if d.zoo, err = zoo.Load(d.model); err != nil {
+		return step.BadInput(err)
 	}
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
@@ -294,7 +299,7 @@ func (d *demo) writeUndefended() error {
 	policy.Threat = attack.Threat{} // the model's, below
 	policy.MinRobustAccuracy = 0
 	data, err := yaml.Marshal(map[string]any{
-		"name": d.zoo.Name, "network": d.zoo.Name, "dataset": d.zoo.Dataset, "threat": d.zoo.Threat, "policy": policy,
+		"name": d.zoo.Name, "network": d.zoo.Network, "dataset": d.zoo.Dataset, "threat": d.zoo.Threat, "policy": policy,
 		"recipe": map[string]any{"train": d.zoo.Train, "retrain": d.zoo.Retrain},
 	})
 	if err != nil {
@@ -335,7 +340,7 @@ func (d *demo) firstModel() (*model, error) {
 	var trained train.Result
 	m := &model{}
 	err := d.phase("train", "training %s on %d images", func() error {
-		return d.call(train.Command(), &trained, append([]string{"--network", d.zoo.Name}, d.trainingFlags("standard", d.epochs)...)...)
+		return d.call(train.Command(), &trained, append([]string{"--network", d.model}, d.trainingFlags("standard", d.epochs)...)...)
 	}, d.zoo.Network.Name, d.splits.Train.Len())
 	if err != nil {
 		return nil, err
@@ -380,7 +385,7 @@ func (d *demo) trainGuard() (ref string, err error) {
 	}
 	var trained train.Result
 	err = d.phase("guard", "training a small robust guard for the detector", func() error {
-		return d.call(train.Command(), &trained, append([]string{"--network", guardNetwork, "--recipe", guardRecipe}, d.trainingFlags("guard", epochs)...)...)
+		return d.call(train.Command(), &trained, append([]string{"--network", guardNetwork, "--recipe", guardRecipe, "--dataset", d.zoo.Dataset}, d.trainingFlags("guard", epochs)...)...)
 	})
 	return trained.Reference, err
 }
@@ -704,7 +709,7 @@ func (d *demo) defend(first *model) (*model, error) {
 	second.network = trained.Reference
 	d.event(report.Neutral, "hardened", "%d optimiser steps", trained.Steps)
 	err = d.phase("gate", "attacking it before anybody else does", func() error {
-		return d.evaluate(second, "hardened-report", d.zoo.Name, "--against", first.report.Reference)
+		return d.evaluate(second, "hardened-report", d.model, "--against", first.report.Reference)
 	})
 	if err != nil {
 		return nil, err
@@ -715,14 +720,14 @@ func (d *demo) defend(first *model) (*model, error) {
 		return nil, rejected(second.report.Reasons)
 	}
 	d.event(report.Good, "gate passed", "%s right in the worst case of %s", report.Percent(second.report.RobustAccuracy), strings.Join(d.zoo.Policy.Attacks, " and "))
-	if err := d.phase("sign", "packing and signing it", func() error { return d.packAndSign(second, "2", d.zoo.Name) }); err != nil {
+	if err := d.phase("sign", "packing and signing it", func() error { return d.packAndSign(second, "2", d.model) }); err != nil {
 		return nil, err
 	}
 	guard := d.base + ":guard"
 	if err := d.detector(second, guard); err != nil {
 		return nil, err
 	}
-	return second, d.promote(second, d.zoo.Name)
+	return second, d.promote(second, d.model)
 }
 
 // retrainRecipe writes the zoo model's retraining recipe where the step can

@@ -1,0 +1,102 @@
+package demo
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/temper-ml/temper/runners/step"
+)
+
+// quick is the default preset with a policy for a training of one epoch.
+const quick = `
+name: quick
+network: wong
+dataset: mnist
+recipe: {train: standard, retrain: fast}
+threat: {norm: linf, epsilon: 0.3}
+policy:
+  attacks: [fgsm, pgd-20]
+  min_clean_accuracy: 0.9
+  min_robust_accuracy: 0.4
+  max_clean_regression: 0.1
+  max_robust_regression: 0.0
+  min_samples: 1000
+  confidence: 0.95
+`
+
+// The whole loop: a model is trained, signed, served, attacked over HTTP, seen
+// to be under attack, hardened, gated, signed, promoted under load, and
+// attacked again.
+func TestCase67WholeLoop(t *testing.T) {
+	t.Setenv("COSIGN_PASSWORD", "")
+	dir := t.TempDir()
+	model := filepath.Join(dir, "quick.yaml")
+	if err := os.WriteFile(model, []byte(quick), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	folder := filepath.Join(dir, "demo")
+	var out, tell bytes.Buffer
+	code := step.Run(t.Context(), Command(), []string{"--model", model, "--epochs", "1", "--samples", "2000", "--dir", folder, "-o", "json"}, &out, &tell)
+	if code != step.ExitDone {
+		t.Fatalf("exit code %d\n%s", code, tell.String())
+	}
+	var r Result
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatalf("standard output is not one JSON object: %v\n%s", err, out.String())
+	}
+	t.Logf("%+v", r)
+	for what, ok := range map[string]bool{
+		"clean accuracy":       r.CleanAccuracy > 0.95,
+		"attack works":         r.AttackedAccuracy < 0.5,
+		"recovered":            r.RecoveredAccuracy > 0.6,
+		"recovered clean":      r.RecoveredCleanAccuracy > 0.9,
+		"detected":             r.DetectionDelayRequests >= 1 && r.DetectionDelayRequests <= 20,
+		"no false alarm":       r.FalseAlarms == 0 && r.CleanRequests >= 2000,
+		"nothing dropped":      r.DroppedRequests == 0 && r.Requests > 8000,
+		"another model":        r.ModelDigest != r.PromotedDigest && strings.HasPrefix(r.PromotedDigest, "sha256:"),
+		"second record":        r.Sequence == 2,
+		"verdict":              r.Verdict == "pass",
+		"phases take the time": len(r.Seconds) > 10 && r.SecondsTotal > 0 && r.PeakRSSBytes > 0,
+	} {
+		if !ok {
+			t.Errorf("%s: %+v", what, r)
+		}
+	}
+	page, err := os.ReadFile(r.Report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"<svg", "Confusion", "data:image/png", r.PromotedDigest[:len("sha256:")+12]} {
+		if !strings.Contains(string(page), part) {
+			t.Errorf("the report has no %s", part)
+		}
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	full := t.TempDir()
+	if err := os.WriteFile(filepath.Join(full, "thesis.tex"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, args := range map[string][]string{
+		`did you mean "paper"`: {"--preset", "papr"},
+		`did you mean "wong"`:  {"--model", "wog"},
+		"name a new or empty":  {"--dir", full},
+		"samples":              {"--samples", "10"},
+	} {
+		var out, tell bytes.Buffer
+		if code := step.Run(t.Context(), Command(), args, &out, &tell); code != step.ExitBadInput || !strings.Contains(tell.String(), strings.ReplaceAll(want, `"`, `\"`)) {
+			t.Errorf("%v: exit code %d, %s", args, code, tell.String())
+		}
+		if out.Len() > 0 {
+			t.Errorf("%v: standard output %q", args, out.String())
+		}
+	}
+	if _, err := os.Stat(filepath.Join(full, "thesis.tex")); err != nil {
+		t.Error("a folder that is no demo's was touched")
+	}
+}

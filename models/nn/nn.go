@@ -75,6 +75,7 @@ const (
 	MaxChannels   = 8192
 	MaxParameters = 64 << 20
 	maxMultiplied = 1 << 34 // multiply-adds of one forward pass
+	maxActivity   = 1 << 24 // values of one example over all layers
 )
 
 // Shapes returns the input shape followed by each layer's output shape. The
@@ -88,7 +89,7 @@ func (d *Description) Shapes() ([]Shape, error) {
 		return nil, fmt.Errorf("network %q: %d layers: must be 1 to %d", d.Name, len(d.Layers), MaxLayers)
 	}
 	shapes := []Shape{in}
-	parameters, multiplied := 0, 0
+	parameters, multiplied, activity := 0, 0, in.Size()
 	for i, l := range d.Layers {
 		out, err := l.output(in)
 		if err != nil {
@@ -100,8 +101,14 @@ func (d *Description) Shapes() ([]Shape, error) {
 		if l.Conv != nil {
 			multiplied += w * (out.Height*out.Width - 1)
 		}
-		if parameters > MaxParameters || multiplied > maxMultiplied {
-			return nil, fmt.Errorf("network %q: layer %d (%s): the network is too large: at most %d parameters", d.Name, i, l.Kind(), MaxParameters)
+		activity += out.Size()
+		for _, limit := range []struct {
+			what       string
+			have, most int
+		}{{"parameters", parameters, MaxParameters}, {"multiplications", multiplied, maxMultiplied}, {"activations", activity, maxActivity}} {
+			if limit.have > limit.most {
+				return nil, fmt.Errorf("network %q: layer %d (%s): too large: %d %s so far, at most %d", d.Name, i, l.Kind(), limit.have, limit.what, limit.most)
+			}
 		}
 		shapes = append(shapes, out)
 		in = out
@@ -314,8 +321,7 @@ func (n *Network) Check() error {
 	return nil
 }
 
-// maxWeight is orders of magnitude above any trained weight and keeps every
-// activation of the networks we accept far inside float32.
+// maxWeight is orders of magnitude above any trained weight.
 const maxWeight = 1e6
 
 // Loss computes, for rows lo to hi of a batch, the gradient of each row's loss

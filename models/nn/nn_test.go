@@ -47,6 +47,10 @@ func TestImpossibleDescriptionsAreRefused(t *testing.T) {
 		{"relu at the end", func(d *Description) { d.Layers[2].Dense.ReLU = true }, "last layer"},
 		{"one class", func(d *Description) { d.Layers[2].Dense.Units = 1 }, "1 classes"},
 		{"too many parameters", func(d *Description) { d.Layers[2].Dense.Units = MaxParameters }, "too large"},
+		{"activations", func(d *Description) {
+			d.Input = Shape{Height: 1024, Width: 1024, Channels: 1}
+			d.Layers = []Layer{{Conv: &Conv{Filters: 8192, Kernel: 1}}, {MaxPool: &MaxPool{Size: 15}}, {MaxPool: &MaxPool{Size: 15}}, {Dense: &Dense{Units: 2}}}
+		}, "layer 0 (conv): too large: 8590983168 activations"},
 		{"overflowing parameters", func(d *Description) {
 			d.Layers = []Layer{{Dense: &Dense{Units: MaxParameters}}, {Dense: &Dense{Units: MaxParameters}}}
 		}, "too large"},

@@ -45,7 +45,7 @@ func fill(rng *rand.Rand, n int) []float32 {
 	return v
 }
 
-func TestGradientsEqualCentralDifferences(t *testing.T) {
+func TestCase44GradientsEqualCentralDifferences(t *testing.T) {
 	for _, d := range networks {
 		t.Run(d.Name, func(t *testing.T) {
 			const n = 3

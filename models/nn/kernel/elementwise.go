@@ -9,11 +9,6 @@ func Add(dst, src []float32) { addTo(dst, src) }
 // gradient of a ReLU with output y. dst may be grad.
 func MaskPositive(dst, grad, y []float32) { maskPositive(dst, grad, y) }
 
-// Step sets dst to x + alpha sign(grad), clamped to [lo, hi] element by
-// element: one step of an attack under the maximum norm. dst may be x. A
-// gradient of zero leaves x where it is.
-func Step(dst, x, grad, lo, hi []float32, alpha float32) { step(dst, x, grad, lo, hi, alpha) }
-
 // AdamStep holds the coefficients of one step of Adam, in the order that the
 // assembly reads them.
 type AdamStep struct {
@@ -72,11 +67,11 @@ func addPortable(dst, src []float32) {
 	}
 }
 
-// maximumPortable raises best to x where x is larger, noting place in index
-// there.
+// maximumPortable raises best to x where x is larger or not a number, noting
+// place in index there: a NaN must come out of the network, to be found.
 func maximumPortable(best []float32, index []int32, x []float32, place int32) {
 	for i, v := range x {
-		if v > best[i] {
+		if v > best[i] || v != v {
 			best[i], index[i] = v, place
 		}
 	}
@@ -101,18 +96,6 @@ func maskPositivePortable(dst, grad, y []float32) {
 		} else {
 			dst[i] = 0
 		}
-	}
-}
-
-func stepPortable(dst, x, grad, lo, hi []float32, alpha float32) {
-	for i, v := range x {
-		switch g := grad[i]; {
-		case g > 0:
-			v += alpha
-		case g < 0:
-			v -= alpha
-		}
-		dst[i] = min(max(v, lo[i]), hi[i])
 	}
 }
 

@@ -22,9 +22,6 @@ import (
 // Path names the instruction set in use: "portable", "avx2" or "avx512".
 func Path() string { return path }
 
-// Paths lists what this processor can run, fastest first.
-func Paths() []string { return available() }
-
 var path = choose()
 
 // choose takes the fastest path, or the one that TEMPER_KERNEL names. A name

@@ -93,14 +93,110 @@ func TestProductEqualsDefinition(t *testing.T) {
 	})
 }
 
-func TestProductRefusesShortOperands(t *testing.T) {
-	p := product{m: 2, n: 2, steps: 2, segments: 1, a: make([]float32, 3), aRow: 2, aStep: 1, b: make([]float32, 4), bStep: 2, c: make([]float32, 4), cRow: 2}
-	defer func() {
-		if recover() == nil {
-			t.Error("a product beyond its operand ran")
+// Assembly must never be handed an address outside a slice.
+func TestShortOperandsAreRefused(t *testing.T) {
+	each(t, func(t *testing.T) {
+		for _, short := range []string{"a", "b", "c", "bias", "sum", "column"} {
+			length := func(operand string, n int) []float32 {
+				if operand == short {
+					n--
+				}
+				return make([]float32, n)
+			}
+			func() {
+				defer func() {
+					if recover() == nil {
+						t.Errorf("%s too short by one was taken", short)
+					}
+				}()
+				p := product{m: 2, n: 16, steps: 2, segments: 2, a: length("a", 6), aRow: 2, aStep: 1, aSegment: 2, b: length("b", 64), bStep: 16, bSegment: 32, c: length("c", 32), cRow: 16, bias: length("bias", 16)}
+				p.run()
+				scatter(length("sum", 10), length("column", 12), 2, 4, 6, 8)
+			}()
 		}
-	}()
-	p.run()
+	})
+}
+
+// Layers of every path equal a direct computation in float64.
+func TestLayersEqualDefinition(t *testing.T) {
+	for _, c := range []Conv{
+		{Height: 7, Width: 9, Channels: 3, Filters: 5, Kernel: 3, Stride: 1, Padding: 1},
+		{Height: 8, Width: 7, Channels: 17, Filters: 18, Kernel: 3, Stride: 1},
+		{Height: 8, Width: 9, Channels: 1, Filters: 33, Kernel: 4, Stride: 2, Padding: 1},
+		{Height: 9, Width: 11, Channels: 16, Filters: 7, Kernel: 5, Stride: 3, Padding: 2},
+		{Height: 5, Width: 5, Channels: 2, Filters: 4, Kernel: 5, Stride: 1, Padding: 4},
+	} {
+		c.OutHeight, c.OutWidth = (c.Height+2*c.Padding-c.Kernel)/c.Stride+1, (c.Width+2*c.Padding-c.Kernel)/c.Stride+1
+		t.Run(fmt.Sprintf("%dx%d stride %d padding %d", c.Kernel, c.Kernel, c.Stride, c.Padding), func(t *testing.T) {
+			each(t, func(t *testing.T) {
+				c := c // scratch of its own for each path
+				rng := rand.New(rand.NewPCG(7, 8))
+				const rows = 3
+				in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
+				x, dy := fill(rng, rows*in), fill(rng, rows*out)
+				w, bias := fill(rng, c.Kernel*c.Kernel*c.Channels*c.Filters), fill(rng, c.Filters)
+				wantY, wantDX := make([]float64, rows*out), make([]float64, rows*in)
+				wantDW, wantDB := make([]float64, len(w)), make([]float64, len(bias))
+				for i := range wantY {
+					r, at, f := i/out, i%out/c.Filters, i%c.Filters
+					oy, ox := at/c.OutWidth, at%c.OutWidth
+					wantY[i] = float64(bias[f])
+					wantDB[f] += float64(dy[i])
+					for k := range c.Kernel * c.Kernel * c.Channels {
+						ky, kx, ch := k/c.Channels/c.Kernel, k/c.Channels%c.Kernel, k%c.Channels
+						y, xx := oy*c.Stride+ky-c.Padding, ox*c.Stride+kx-c.Padding
+						if y < 0 || y >= c.Height || xx < 0 || xx >= c.Width {
+							continue
+						}
+						j := r*in + (y*c.Width+xx)*c.Channels + ch
+						wantY[i] += float64(x[j]) * float64(w[k*c.Filters+f])
+						wantDX[j] += float64(dy[i]) * float64(w[k*c.Filters+f])
+						wantDW[k*c.Filters+f] += float64(dy[i]) * float64(x[j])
+					}
+				}
+				y, dx := make([]float32, rows*out), make([]float32, rows*in)
+				dw, db, turned := make([]float32, len(w)), make([]float32, len(bias)), make([]float32, len(w))
+				c.Turn(turned, w)
+				for range 2 { // the second time with used scratch memory
+					c.Forward(y, x, w, bias, rows, false)
+					c.BackwardInput(dx, dy, turned, rows)
+					c.BackwardWeight(dw, db, x, dy, rows)
+				}
+				near(t, "y", y, float32s(wantY), 1e-4)
+				near(t, "dx", dx, float32s(wantDX), 1e-4)
+				near(t, "dw", dw, float32s(wantDW), 1e-4)
+				near(t, "db", db, float32s(wantDB), 1e-4)
+			})
+		})
+	}
+}
+
+func float32s(v []float64) []float32 {
+	out := make([]float32, len(v))
+	for i := range v {
+		out[i] = float32(v[i])
+	}
+	return out
+}
+
+// NaN anywhere in a window comes out of a pool, to be found.
+func TestPoolKeepsNaN(t *testing.T) {
+	each(t, func(t *testing.T) {
+		p := MaxPool{Height: 2, Width: 2, Channels: 11, Size: 2}
+		for tap := range 4 {
+			x := make([]float32, 4*11)
+			for ch := range 11 {
+				x[tap*11+ch] = float32(math.NaN())
+			}
+			y, which := make([]float32, 11), make([]int32, 11)
+			p.Forward(y, which, x, 1)
+			for ch, v := range y {
+				if v == v {
+					t.Fatalf("NaN at place %d, channel %d: the maximum is %v", tap, ch, v)
+				}
+			}
+		}
+	})
 }
 
 func TestReLUKeepsNaN(t *testing.T) {
@@ -123,10 +219,6 @@ func TestElementwisePathsAgree(t *testing.T) {
 		for i := 0; i < n; i += 3 {
 			g[i], x[i] = 0, 0
 		}
-		lo, hi := make([]float32, n), make([]float32, n)
-		for i := range lo {
-			lo[i], hi[i] = x[i]-rng.Float32()/2, x[i]+rng.Float32()/2
-		}
 		m, v := fill(rng, n), fill(rng, n)
 		for i := range v {
 			v[i] *= v[i]
@@ -139,8 +231,6 @@ func TestElementwisePathsAgree(t *testing.T) {
 			Add(sum, g)
 			masked := make([]float32, n)
 			MaskPositive(masked, g, x)
-			stepped := make([]float32, n)
-			Step(stepped, x, g, lo, hi, 0.25)
 			best := clone(x)
 			index = make([]int32, n)
 			maximum(best, index, g, 3)
@@ -148,7 +238,7 @@ func TestElementwisePathsAgree(t *testing.T) {
 			selected(chosen, g, index, 3)
 			w, m, v, a := clone(x), clone(m), clone(v), clone(g)
 			Adam(w, m, v, a, g, c)
-			return [][]float32{sum, masked, stepped, best, chosen, w, m, v, a}, index
+			return [][]float32{sum, masked, best, chosen, w, m, v, a}, index
 		}
 		want, places := run("portable")
 		for _, p := range available() {

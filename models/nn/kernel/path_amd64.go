@@ -141,16 +141,6 @@ func maskPositive(dst, grad, y []float32) {
 	maskPositivePortable(dst[i:], grad[i:], y[i:])
 }
 
-func step(dst, x, grad, lo, hi []float32, alpha float32) {
-	i := 0
-	if n := len(x) / 8; n > 0 && vectorised() {
-		k := len(x)
-		stepVectors(&dst[:k][0], &x[0], &grad[:k][0], &lo[:k][0], &hi[:k][0], alpha, n)
-		i = n * 8
-	}
-	stepPortable(dst[i:], x[i:], grad[i:], lo[i:], hi[i:], alpha)
-}
-
 func adam(p, m, v, average, grad []float32, c *AdamStep) {
 	i := 0
 	if n := len(p) / 8; n > 0 && vectorised() {

@@ -9780,6 +9780,8 @@ loop:
 	VMOVUPS   (DX), Y0
 	VMOVUPS   (DI), Y1
 	VCMPPS    $0x1e, Y1, Y0, Y2
+	VCMPPS    $0x03, Y0, Y0, Y5
+	VORPS     Y5, Y2, Y2
 	VBLENDVPS Y2, Y0, Y1, Y1
 	VMOVUPS   Y1, (DI)
 	VMOVUPS   (SI), Y4
@@ -9813,41 +9815,6 @@ loop:
 	ADDQ     $0x20, DX
 	DECQ     CX
 	JNZ      loop
-	VZEROUPPER
-	RET
-
-// func stepVectors(dst *float32, x *float32, grad *float32, lo *float32, hi *float32, alpha float32, n int)
-// Requires: AVX, AVX2, SSE
-TEXT ·stepVectors(SB), NOSPLIT, $0-56
-	MOVQ         n+48(FP), CX
-	MOVQ         dst+0(FP), DI
-	MOVQ         x+8(FP), SI
-	MOVQ         grad+16(FP), DX
-	MOVQ         lo+24(FP), R8
-	MOVQ         hi+32(FP), R9
-	MOVSS        alpha+40(FP), X5
-	VBROADCASTSS X5, Y5
-	VXORPS       Y6, Y6, Y6
-	VPCMPEQD     Y7, Y7, Y7
-	VPSLLD       $0x1f, Y7, Y7
-
-loop:
-	VMOVUPS (DX), Y0
-	VCMPPS  $0x0c, Y6, Y0, Y1
-	VANDPS  Y7, Y0, Y2
-	VORPS   Y5, Y2, Y2
-	VANDPS  Y1, Y2, Y2
-	VADDPS  (SI), Y2, Y2
-	VMAXPS  (R8), Y2, Y2
-	VMINPS  (R9), Y2, Y2
-	VMOVUPS Y2, (DI)
-	ADDQ    $0x20, DI
-	ADDQ    $0x20, SI
-	ADDQ    $0x20, DX
-	ADDQ    $0x20, R8
-	ADDQ    $0x20, R9
-	DECQ    CX
-	JNZ     loop
 	VZEROUPPER
 	RET
 

@@ -18,10 +18,6 @@ func selected(dst, src []float32, index []int32, place int32) {
 
 func maskPositive(dst, grad, y []float32) { maskPositivePortable(dst, grad, y) }
 
-func step(dst, x, grad, lo, hi []float32, alpha float32) {
-	stepPortable(dst, x, grad, lo, hi, alpha)
-}
-
 func adam(p, m, v, average, grad []float32, c *AdamStep) {
 	adamPortable(p, m, v, average, grad, c)
 }

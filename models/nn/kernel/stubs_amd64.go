@@ -236,7 +236,7 @@ func addVectors(dst *float32, src *float32, n int)
 //go:noescape
 func maskPositiveVectors(dst *float32, grad *float32, y *float32, n int)
 
-// maximumVectors raises best to x where x is larger, noting place in index there.
+// maximumVectors raises best to x where x is larger or not a number, noting place in index there.
 //
 //go:noescape
 func maximumVectors(best *float32, index *int32, x *float32, place int32, n int)
@@ -245,11 +245,6 @@ func maximumVectors(best *float32, index *int32, x *float32, place int32, n int)
 //
 //go:noescape
 func selectedVectors(dst *float32, src *float32, index *int32, place int32, n int)
-
-// stepVectors sets dst to x + alpha sign(grad), clamped to [lo, hi].
-//
-//go:noescape
-func stepVectors(dst *float32, x *float32, grad *float32, lo *float32, hi *float32, alpha float32, n int)
 
 // adamVectors is Adam on n vectors; see Adam.
 //

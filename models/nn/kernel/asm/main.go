@@ -404,7 +404,7 @@ func elementwise() {
 		VMOVUPS(Y0, at(RDI))
 		advance(RDI, RSI, RDX)
 	})
-	loop("maximumVectors", "func(best *float32, index *int32, x *float32, place int32, n int)", "maximumVectors raises best to x where x is larger, noting place in index there.", func() {
+	loop("maximumVectors", "func(best *float32, index *int32, x *float32, place int32, n int)", "maximumVectors raises best to x where x is larger or not a number, noting place in index there.", func() {
 		pointer("best", RDI)
 		pointer("index", RSI)
 		pointer("x", RDX)
@@ -415,6 +415,8 @@ func elementwise() {
 		VMOVUPS(at(RDX), Y0)
 		VMOVUPS(at(RDI), Y1)
 		VCMPPS(Imm(0x1e), Y1, Y0, Y2) // x > best, ordered
+		VCMPPS(Imm(0x03), Y0, Y0, Y5) // x is NaN
+		VORPS(Y5, Y2, Y2)
 		VBLENDVPS(Y2, Y0, Y1, Y1)
 		VMOVUPS(Y1, at(RDI))
 		VMOVUPS(at(RSI), Y4)
@@ -434,29 +436,6 @@ func elementwise() {
 		VPAND(at(RSI), Y0, Y0)
 		VMOVUPS(Y0, at(RDI))
 		advance(RDI, RSI, RDX)
-	})
-	loop("stepVectors", "func(dst, x, grad, lo, hi *float32, alpha float32, n int)", "stepVectors sets dst to x + alpha sign(grad), clamped to [lo, hi].", func() {
-		pointer("dst", RDI)
-		pointer("x", RSI)
-		pointer("grad", RDX)
-		pointer("lo", R8)
-		pointer("hi", R9)
-		Load(Param("alpha"), X5)
-		VBROADCASTSS(X5, Y5)
-		VXORPS(Y6, Y6, Y6)
-		VPCMPEQD(Y7, Y7, Y7)
-		VPSLLD(Imm(31), Y7, Y7) // the sign bit
-	}, func() {
-		VMOVUPS(at(RDX), Y0)
-		VCMPPS(Imm(0x0c), Y6, Y0, Y1) // not equal to 0
-		VANDPS(Y7, Y0, Y2)            // its sign
-		VORPS(Y5, Y2, Y2)             // alpha with that sign
-		VANDPS(Y1, Y2, Y2)
-		VADDPS(at(RSI), Y2, Y2)
-		VMAXPS(at(R8), Y2, Y2)
-		VMINPS(at(R9), Y2, Y2)
-		VMOVUPS(Y2, at(RDI))
-		advance(RDI, RSI, RDX, R8, R9)
 	})
 	loop("adamVectors", "func(p, m, v, average, grad *float32, c *[8]float32, n int)", "adamVectors is Adam on n vectors; see Adam.", func() {
 		pointer("p", RDI)

@@ -52,6 +52,7 @@ import (
 // Step is what a running command has from the contract; From returns it.
 type Step struct {
 	Log      *slog.Logger
+	Quiet    bool // say only warnings and errors
 	stdout   io.Writer
 	results  string // the folder, "" for none
 	format   string // "text" or "json"
@@ -102,11 +103,10 @@ func Run(ctx context.Context, cmd *cobra.Command, args []string, stdout, stderr 
 		}
 	}()
 
-	quiet := false
 	global := cmd.PersistentFlags()
 	global.StringVar(&step.results, "results", "", "folder that gets one small file for each result")
 	global.StringVarP(&step.format, "format", "o", "text", "what to print on standard output: text or json")
-	global.BoolVarP(&quiet, "quiet", "q", false, "say only warnings and errors")
+	global.BoolVarP(&step.Quiet, "quiet", "q", false, "say only warnings and errors")
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	cmd.SetUsageTemplate(cmd.UsageTemplate() + contractHelp)
 	cmd.SetOut(step.stdout)
@@ -121,7 +121,7 @@ func Run(ctx context.Context, cmd *cobra.Command, args []string, stdout, stderr 
 		if step.format != "text" && step.format != "json" {
 			return fmt.Errorf("--format %q: must be text or json", step.format)
 		}
-		if quiet {
+		if step.Quiet {
 			step.Log = slog.New(levelHandler{step.Log.Handler(), slog.LevelWarn})
 		} else if terminal {
 			step.progress.bar = tell.newBar

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -23,6 +24,7 @@ import (
 	"github.com/temper-ml/temper/models/dataset"
 	"github.com/temper-ml/temper/models/gate"
 	"github.com/temper-ml/temper/models/nn/graph"
+	"github.com/temper-ml/temper/models/nn/kernel"
 	"github.com/temper-ml/temper/models/report"
 	"github.com/temper-ml/temper/models/unknown"
 	"github.com/temper-ml/temper/models/zoo"
@@ -159,6 +161,7 @@ type demo struct {
 	samples        int
 
 	*narrator
+	mark   *os.File
 	ctx    context.Context
 	step   *step.Step
 	zoo    *zoo.Model
@@ -197,8 +200,10 @@ func (d *demo) run(cmd *cobra.Command) (err error) {
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
 	d.ctx, d.step = ctx, step.From(cmd)
-	d.narrator = newNarrator(cmd.ErrOrStderr(), d.step.Progress)
-	if err := d.prepare(); err != nil {
+	d.narrator = newNarrator(cmd.ErrOrStderr(), d.step.Progress, d.step.Quiet)
+	err = d.prepare()
+	defer d.mark.Close() // and with it the lock
+	if err != nil {
 		return err
 	}
 	d.result = Result{
@@ -245,26 +250,61 @@ func (d *demo) run(cmd *cobra.Command) (err error) {
 	if err := d.writePage(first, second, test, hostile); err != nil {
 		return err
 	}
+	for _, name := range checkpoints { // else the next demo would have nothing to train
+		if err := os.Remove(filepath.Join(d.folder, name)); err != nil {
+			return err
+		}
+	}
 	return d.step.Print(d.table(), d.result)
 }
 
-// prepare makes the folder. It replaces an earlier demo's, and nothing else.
+// mark is the file that makes a folder a demo's. It says which demo, and is
+// locked while one runs.
+const mark = ".temper-demo"
+
+// checkpoints are those of the demo's trainings.
+var checkpoints = []string{"standard.checkpoint", "guard.checkpoint", "hardened.checkpoint"}
+
+// made is what a demo leaves in its folder, besides checkpoints.
+var made = []string{"registry", "keys", "report.html", "undefended.yaml", "retrain.yaml"}
+
+// prepare makes the folder. It removes what an earlier demo made, and nothing
+// else; checkpoints stay where the same demo was interrupted.
 func (d *demo) prepare() error {
-	const mark = ".temper-demo"
 	entries, err := os.ReadDir(d.folder)
 	if err == nil && len(entries) > 0 {
 		if _, err := os.Stat(filepath.Join(d.folder, mark)); err != nil {
 			return step.BadInput(fmt.Errorf("--dir %s: holds something else than a demo: name a new or empty folder", d.folder))
 		}
-		if err := os.RemoveAll(d.folder); err != nil {
-			return err
-		}
 	}
 	if err := os.MkdirAll(d.folder, 0o755); err != nil {
 		return step.BadInput(fmt.Errorf("--dir: %w", err))
 	}
-	if err := os.WriteFile(filepath.Join(d.folder, mark), nil, 0o644); err != nil {
+	if d.mark, err = os.OpenFile(filepath.Join(d.folder, mark), os.O_RDWR|os.O_CREATE, 0o644); err != nil {
 		return step.BadInput(fmt.Errorf("--dir: %w", err))
+	}
+	if err := lock(d.mark); err != nil {
+		return step.BadInput(fmt.Errorf("--dir %s: another demo is running there: name another folder", d.folder))
+	}
+	remove := made
+	this := fmt.Sprintf("%s %v %d %v %s\n", d.model, d.epochs, d.seed, d.zoo.Threat, kernel.Path())
+	before, err := io.ReadAll(io.LimitReader(d.mark, int64(len(this)+1)))
+	if err != nil {
+		return err
+	}
+	if string(before) != this {
+		remove = append(remove, checkpoints...)
+	}
+	for _, name := range remove {
+		if err := os.RemoveAll(filepath.Join(d.folder, name)); err != nil {
+			return err
+		}
+	}
+	if err := d.mark.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := d.mark.WriteAt([]byte(this), 0); err != nil {
+		return err
 	}
 	if d.splits, err = artifact.OpenDataset(d.ctx, d.zoo.Dataset); err != nil {
 		return err

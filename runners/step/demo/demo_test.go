@@ -2,11 +2,13 @@ package demo
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/temper-ml/temper/runners/step"
 )
@@ -98,5 +100,53 @@ func TestBadInput(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(full, "thesis.tex")); err != nil {
 		t.Error("a folder that is no demo's was touched")
+	}
+}
+
+func TestInterruptedDemoGoesOn(t *testing.T) {
+	folder := t.TempDir()
+	notes := filepath.Join(folder, "notes.txt")
+	run := func(want int, args ...string) string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // in the first training
+		defer cancel()
+		var out, tell bytes.Buffer
+		if code := step.Run(ctx, Command(), append(args, "--dir", folder, "--epochs", "100"), &out, &tell); code != want {
+			t.Fatalf("exit code %d, want %d: %s", code, want, tell.String())
+		}
+		return tell.String()
+	}
+	run(step.ExitInterrupted)
+	if err := os.WriteFile(notes, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	checkpoint := func() []byte {
+		t.Helper()
+		data, err := os.ReadFile(filepath.Join(folder, "standard.checkpoint"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	first := checkpoint()
+	if said := run(step.ExitInterrupted, "-q"); strings.Contains(said, "training wong") {
+		t.Errorf("-q told the story: %s", said)
+	}
+	if bytes.Equal(checkpoint(), first) {
+		t.Error("the second demo did not go on from the checkpoint of the first")
+	}
+	if _, err := os.Stat(notes); err != nil {
+		t.Error("a file that the demo did not make is gone")
+	}
+	held, err := os.OpenFile(filepath.Join(folder, mark), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := lock(held); err != nil {
+		t.Fatal(err)
+	}
+	if said := run(step.ExitBadInput); !strings.Contains(said, "another demo is running") {
+		t.Errorf("two demos in one folder: %s", said)
 	}
 }

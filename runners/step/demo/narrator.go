@@ -18,6 +18,7 @@ var expected = map[string]int{"train": 8, "guard": 15, "evaluate": 8, "clean": 5
 // narrator tells the story: a line for each event, and the progress over all.
 type narrator struct {
 	out      io.Writer
+	silent   bool // tell no story, only errors
 	progress func(done, total int)
 	began    time.Time
 	requests atomic.Int64
@@ -30,12 +31,15 @@ type narrator struct {
 	done   int      // weights of those before
 }
 
-func newNarrator(out io.Writer, progress func(done, total int)) *narrator {
-	return &narrator{out: out, progress: progress, began: time.Now(), took: map[string]time.Duration{}}
+func newNarrator(out io.Writer, progress func(done, total int), silent bool) *narrator {
+	return &narrator{out: out, silent: silent, progress: progress, began: time.Now(), took: map[string]time.Duration{}}
 }
 
 // say writes a line.
 func (n *narrator) say(format string, args ...any) {
+	if n.silent {
+		return
+	}
 	fmt.Fprintf(n.out, "%6.1fs  %s\n", time.Since(n.began).Seconds(), fmt.Sprintf(format, args...))
 }
 

@@ -171,6 +171,13 @@ func TestCase50OverlapIsRefused(t *testing.T) {
 			if err := leak.Check(); err == nil || !strings.Contains(err.Error(), "disjoint") {
 				t.Errorf("%s: error %v", name, err)
 			}
+			dir := mustWrite(t, leak)
+			base, _ := server(t, dir, nil)
+			for _, ref := range []string{dir, base} {
+				if _, err := Open(t.Context(), ref, Pin(leak.Digest()), Cache(t.TempDir()), quick); err == nil || !strings.Contains(err.Error(), "disjoint") {
+					t.Errorf("%s: opened from %s: error %v", name, ref, err)
+				}
+			}
 		}
 	}
 	if err := (&Splits{Test: gradient("test", 0, 5, false)}).Check(); err != nil {

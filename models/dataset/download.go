@@ -2,6 +2,7 @@ package dataset
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -46,15 +47,18 @@ var defaultClient = &http.Client{
 	},
 	CheckRedirect: func(req *http.Request, via []*http.Request) error {
 		if len(via) >= maxRedirects {
-			return fmt.Errorf("more than %d redirects", maxRedirects)
+			return fmt.Errorf("%w: more than %d", errRedirect, maxRedirects)
 		}
 		if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
-			return errors.New("redirected from https to http")
+			return fmt.Errorf("%w: from https to http", errRedirect)
 		}
 		req.Header.Del("Referer") // it would carry a token in the query to another host
 		return nil
 	},
 }
+
+// errRedirect is a redirect that no second try would make better.
+var errRedirect = errors.New("refused a redirect")
 
 func isURL(ref string) bool {
 	return strings.HasPrefix(ref, "http://") || strings.HasPrefix(ref, "https://")
@@ -151,9 +155,16 @@ var (
 // fetchFolder downloads what base holds of a data set into dir.
 func fetchFolder(ctx context.Context, base *url.URL, dir string, o options) error {
 	found := false
+	var refused error // the first, for a server that refuses everything
 	for _, p := range parts {
 		for _, prefix := range p.prefixes {
 			ok, err := fetchAny(ctx, base, dir, prefix+"-labels-", labelForms, o)
+			if errors.Is(err, errRefused) {
+				if refused == nil {
+					refused = err
+				}
+				continue
+			}
 			if err != nil {
 				return err
 			}
@@ -168,22 +179,38 @@ func fetchFolder(ctx context.Context, base *url.URL, dir string, o options) erro
 		}
 	}
 	if !found {
+		if refused != nil {
+			return refused
+		}
 		return fmt.Errorf("dataset %s: no data set there: expected files such as train-labels-idx1-ubyte.gz and t10k-labels-idx1-ubyte.gz", public(base.String()))
 	}
-	_, err := fetch(ctx, base, dir, classesFile, maxClassesFile, o)
-	return err
+	if _, err := fetch(ctx, base, dir, classesFile, maxClassesFile, o); !errors.Is(err, errRefused) {
+		return err
+	}
+	return nil
 }
 
-// fetchAny downloads the first form of a file that exists.
+// errRefused is 403 Forbidden or 410 Gone. Object stores that do not let their
+// folders be listed answer so where there is no file, so it is an error only
+// where the file has to be there.
+var errRefused = errors.New("the server answered")
+
+// fetchAny downloads the first form of a file that exists. The error is
+// errRefused where there is none and the server refused one.
 func fetchAny(ctx context.Context, base *url.URL, dir, stem string, forms []string, o options) (bool, error) {
+	var refused error
 	for _, form := range forms {
 		for _, suffix := range []string{".gz", ""} {
-			if ok, err := fetch(ctx, base, dir, stem+form+suffix, MaxFile, o); ok || err != nil {
+			ok, err := fetch(ctx, base, dir, stem+form+suffix, MaxFile, o)
+			switch {
+			case errors.Is(err, errRefused):
+				refused = err
+			case ok || err != nil:
 				return ok, err
 			}
 		}
 	}
-	return false, nil
+	return false, refused
 }
 
 // fetch downloads one file; false where the server says that there is none.
@@ -223,12 +250,15 @@ func fetchOnce(ctx context.Context, file *url.URL, path string, limit int64, cli
 		if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
 			err = wrapped.Err // without the URL and its secrets
 		}
-		return false, true, err
+		certificate := (*tls.CertificateVerificationError)(nil)
+		return false, !errors.Is(err, errRedirect) && !errors.As(err, &certificate), err
 	}
 	defer resp.Body.Close()
 	switch code := resp.StatusCode; {
 	case code == http.StatusNotFound:
 		return false, false, nil
+	case code == http.StatusForbidden || code == http.StatusGone:
+		return false, false, fmt.Errorf("%w %s", errRefused, resp.Status)
 	case code == http.StatusTooManyRequests || code >= 500:
 		return false, true, fmt.Errorf("the server answered %s", resp.Status)
 	case code != http.StatusOK:

@@ -5,6 +5,9 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -219,10 +222,15 @@ func TestDownloadTriesAgain(t *testing.T) {
 		}
 	}
 
-	base, requests := server(t, dir, fails(403, 1000))
+	// A server that refuses everything is asked once for each file.
+	asked := map[string]bool{}
+	base, requests := server(t, dir, func(w http.ResponseWriter, r *http.Request) bool {
+		asked[r.URL.Path] = true
+		return fails(403, 1)(w, r)
+	})
 	_, err := Open(t.Context(), base, Pin(want.Digest()), Cache(t.TempDir()), quick)
-	if e := (*Unavailable)(nil); err == nil || errors.As(err, &e) || !strings.Contains(err.Error(), "403") || requests.Load() != 1 {
-		t.Errorf("403: error %v after %d requests", err, requests.Load())
+	if e := (*Unavailable)(nil); err == nil || errors.As(err, &e) || !strings.Contains(err.Error(), "403") || int(requests.Load()) != len(asked) {
+		t.Errorf("403: error %v after %d requests for %d files", err, requests.Load(), len(asked))
 	}
 
 	// A server that is not there.
@@ -242,6 +250,73 @@ func TestDownloadTriesAgain(t *testing.T) {
 	})
 	if _, err := Open(ctx, base, Cache(t.TempDir())); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: error %v", err)
+	}
+}
+
+// Object stores answer 403 where there is no file, others 410.
+func TestDownloadWhereAbsentIsRefused(t *testing.T) {
+	want := sample(false)
+	dir := mustWrite(t, want)
+	for _, status := range []int{http.StatusForbidden, http.StatusGone} {
+		refused := 0
+		base, _ := server(t, dir, func(w http.ResponseWriter, r *http.Request) bool {
+			if _, err := os.Stat(filepath.Join(dir, filepath.Base(r.URL.Path))); err == nil {
+				return false
+			}
+			refused++
+			w.WriteHeader(status)
+			return true
+		})
+		if _, err := Open(t.Context(), base, Pin(want.Digest()), Cache(t.TempDir()), quick); err != nil || refused == 0 {
+			t.Errorf("%d: error %v, %d refused", status, err, refused)
+		}
+		// Labels are there, so their images have to be.
+		base, _ = server(t, dir, func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.Contains(r.URL.Path, "t10k-images") {
+				return false
+			}
+			w.WriteHeader(status)
+			return true
+		})
+		if _, err := Open(t.Context(), base, Pin(want.Digest()), Cache(t.TempDir()), quick); err == nil || !strings.Contains(err.Error(), fmt.Sprint(status)) {
+			t.Errorf("%d for images: error %v", status, err)
+		}
+	}
+}
+
+// What trying again cannot mend is tried once and is no *Unavailable.
+func TestDownloadGivesUpAtOnce(t *testing.T) {
+	requests := 0
+	plain := httptest.NewServer(http.NotFoundHandler())
+	defer plain.Close()
+	secure := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests++
+		http.Redirect(w, r, plain.URL, http.StatusFound)
+	}))
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	defer secure.Close()
+	trusting := secure.Client()
+	trusting.CheckRedirect = defaultClient.CheckRedirect
+	loop, _ := server(t, "", func(w http.ResponseWriter, r *http.Request) bool {
+		requests++
+		http.Redirect(w, r, r.URL.Path, http.StatusFound)
+		return true
+	})
+	for name, c := range map[string]struct {
+		url      string
+		client   *http.Client
+		want     string
+		requests int
+	}{
+		"https to http":     {secure.URL, trusting, "from https to http", 1},
+		"endless redirects": {loop, defaultClient, "more than 5", maxRedirects},
+		"certificate":       {secure.URL, defaultClient, "certificate", 0},
+	} {
+		requests = 0
+		_, err := Open(t.Context(), c.url, Client(c.client), Cache(t.TempDir()), quick)
+		if e := (*Unavailable)(nil); err == nil || errors.As(err, &e) || !strings.Contains(err.Error(), c.want) || requests != c.requests {
+			t.Errorf("%s: error %v after %d requests, want %q after %d", name, err, requests, c.want, c.requests)
+		}
 	}
 }
 

@@ -194,7 +194,8 @@ func readFolder(name string, dir fs.FS, o options) (*Splits, error) {
 	if train.Len() > 0 && validation.Len() > 0 && (train.Floats == nil) != (validation.Floats == nil) {
 		return nil, fmt.Errorf("dataset %s: train and validation images must both be bytes or both be floats", name)
 	}
-	return &Splits{Name: name, Train: train, Validation: validation, Test: test}, nil
+	splits := &Splits{Name: name, Train: train, Validation: validation, Test: test}
+	return splits, splits.Check()
 }
 
 // readPart reads one part's images and labels; an empty set where the folder

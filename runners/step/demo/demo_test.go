@@ -79,6 +79,39 @@ func TestCase67WholeLoop(t *testing.T) {
 	}
 }
 
+// The default preset keeps the figures that the README promises. It trains for
+// two minutes: `go tool task test` runs it by itself, after the others.
+func TestFiguresOfDefaultPreset(t *testing.T) {
+	if os.Getenv("TEMPER_TEST_FIGURES") == "" {
+		t.Skip("TEMPER_TEST_FIGURES is not set")
+	}
+	t.Setenv("COSIGN_PASSWORD", "")
+	var out, tell bytes.Buffer
+	code := step.Run(t.Context(), Command(), []string{"--dir", filepath.Join(t.TempDir(), "demo"), "-o", "json"}, &out, &tell)
+	if code != step.ExitDone {
+		t.Fatalf("exit code %d\n%s", code, tell.String())
+	}
+	var r Result
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%+v", r)
+	for what, ok := range map[string]bool{
+		"clean_accuracy >= 0.985":           r.CleanAccuracy >= 0.985,
+		"attacked_accuracy <= 0.50":         r.AttackedAccuracy <= 0.50,
+		"recovered_accuracy >= 0.93":        r.RecoveredAccuracy >= 0.93,
+		"recovered_clean_accuracy >= 0.975": r.RecoveredCleanAccuracy >= 0.975,
+		"false_alarms = 0":                  r.FalseAlarms == 0 && r.CleanRequests == 10_000,
+		"detection within 10 requests":      r.DetectionDelayRequests >= 1 && r.DetectionDelayRequests <= 10,
+		"dropped_requests = 0":              r.DroppedRequests == 0,
+		"under 1.5 GiB":                     r.PeakRSSBytes < 3<<29,
+	} {
+		if !ok {
+			t.Errorf("not %s: %+v", what, r)
+		}
+	}
+}
+
 func TestBadInput(t *testing.T) {
 	full := t.TempDir()
 	if err := os.WriteFile(filepath.Join(full, "thesis.tex"), nil, 0o600); err != nil {

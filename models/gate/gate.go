@@ -5,14 +5,12 @@ package gate
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
-	"strconv"
+	"strings"
 
 	"github.com/temper-ml/temper/models/attack"
 	"github.com/temper-ml/temper/models/evaluate"
 	"github.com/temper-ml/temper/models/interval"
-	"github.com/temper-ml/temper/models/strictyaml"
 )
 
 // Policy says what a model must prove. Accuracies are fractions from 0 to 1
@@ -33,14 +31,11 @@ type Policy struct {
 	Confidence float64 `yaml:"confidence" json:"confidence"` // of the lower bounds, such as 0.95
 }
 
-// ParsePolicy reads a policy from YAML; every key must be there.
-func ParsePolicy(data []byte) (Policy, error) {
-	var p Policy
-	if err := strictyaml.Decode(data, &p); err != nil {
-		return Policy{}, fmt.Errorf("policy: %w", err)
-	}
-	return p, p.Validate()
-}
+// The least that a policy may ask for: with less, chance decides.
+const (
+	minSamples    = 1000
+	minConfidence = 0.95
+)
 
 // Validate reports what is wrong with the policy, naming the key.
 func (p Policy) Validate() error {
@@ -72,27 +67,13 @@ func (p Policy) Validate() error {
 			return fmt.Errorf("policy: %s is %v: must be a fraction from 0 to 1", f.key, f.value)
 		}
 	}
-	if p.MinSamples < 1 {
-		return fmt.Errorf("policy: min_samples is %d: must be at least 1", p.MinSamples)
+	if p.MinSamples < minSamples {
+		return fmt.Errorf("policy: min_samples is %d: must be at least %d", p.MinSamples, minSamples)
 	}
-	if !(p.Confidence >= 0.5 && p.Confidence < 1) {
-		return fmt.Errorf("policy: confidence is %v: must be 0.5 or more and below 1", p.Confidence)
+	if !(p.Confidence >= minConfidence && p.Confidence < 1) {
+		return fmt.Errorf("policy: confidence is %v: must be %v or more and below 1", p.Confidence, minConfidence)
 	}
 	return nil
-}
-
-// fraction is how thresholds are written: no sign, no exponent, no words.
-var fraction = regexp.MustCompile(`^[0-9]+(\.[0-9]+)?$`)
-
-// ParseFraction reads a threshold given as text, such as a workflow
-// parameter: a decimal number from 0 to 1.
-func ParseFraction(name, text string) (float64, error) {
-	const most = 32 // digits; more say nothing to a float64
-	v, err := strconv.ParseFloat(text, 64)
-	if err != nil || len(text) > most || !fraction.MatchString(text) || !(v >= 0 && v <= 1) {
-		return 0, fmt.Errorf("%s is %.40q: must be a fraction from 0 to 1, such as 0.9", name, text)
-	}
-	return v, nil
 }
 
 // Verdict is the decision and what led to it.
@@ -194,16 +175,30 @@ func has(r *evaluate.Report, name string) bool {
 }
 
 // sameMeasure refuses reports whose figures do not mean the same: lower bounds
-// differ with the number of samples, and more attacks find more.
+// differ with the number of samples, and the worst case with the attacks.
 func sameMeasure(candidate, inService *evaluate.Report) error {
 	if candidate.DatasetDigest != inService.DatasetDigest || candidate.Samples != inService.Samples {
 		return fmt.Errorf("the candidate was evaluated on %d samples of %s, the model in service on %d of %s: evaluate both on the same",
 			candidate.Samples, candidate.DatasetDigest, inService.Samples, inService.DatasetDigest)
 	}
-	for _, a := range inService.Attacks {
-		if a.MadeOn == "" && !has(candidate, a.Name) {
-			return fmt.Errorf("the model in service was evaluated under %s, the candidate was not: evaluate both under the same attacks", a.Name)
-		}
+	if ours, theirs := measures(candidate), measures(inService); !slices.Equal(ours, theirs) {
+		return fmt.Errorf("the candidate was evaluated under %s, the model in service under %s: evaluate both under the same attacks",
+			strings.Join(ours, ", "), strings.Join(theirs, ", "))
 	}
 	return nil
+}
+
+// measures are the attacks that a report's worst case is over, sorted. Which
+// model a transferred attack was made on differs between reports; that it was
+// transferred must not.
+func measures(r *evaluate.Report) []string {
+	var names []string
+	for _, a := range r.Attacks {
+		if a.MadeOn != "" {
+			a.Name += " (transferred)"
+		}
+		names = append(names, a.Name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }

@@ -140,13 +140,32 @@ recipe:
     phases:
     - {method: pgd, epochs: 1, steps: 7, alpha: 0.1}
 threat: {norm: linf, epsilon: 0.2}
-policy: {attacks: [pgd-20], min_clean_accuracy: 0.9, min_robust_accuracy: 0, max_clean_regression: 0, max_robust_regression: 0, min_samples: 1, confidence: 0.95}
+policy: {attacks: [pgd-20], min_clean_accuracy: 0.9, min_robust_accuracy: 0, max_clean_regression: 0, max_robust_regression: 0, min_samples: 1000, confidence: 0.95}
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if m.Network.Name != "trades" || m.Retrain.Batch != 32 || m.Policy.Threat.Epsilon != 0.2 {
 		t.Errorf("parsed %+v", m)
+	}
+}
+
+func TestCase11ThresholdsAreNumbersOrBadInput(t *testing.T) {
+	wong, err := files.ReadFile("wong.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, policy, _ := strings.Cut(string(wong), "policy:\n")
+	for line := range strings.Lines(policy) {
+		key, _, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if _, err := Parse([]byte(strings.Replace(string(wong), line, "", 1))); err == nil || !strings.Contains(err.Error(), key) {
+			t.Errorf("without %s: error %v", key, err)
+		}
+		for _, text := range []string{"NaN", ".nan", "-1", "-0.5", "1e309", ".inf", "0,9", "", `""`, "1.5.", "2000.5", "90%", "0x1p-1"} {
+			if _, err := Parse([]byte(strings.Replace(string(wong), line, "  "+key+": "+text+"\n", 1))); err == nil || !strings.Contains(err.Error(), key) {
+				t.Errorf("%s: %s: error %v", key, text, err)
+			}
+		}
 	}
 }
 

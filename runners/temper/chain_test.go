@@ -24,7 +24,7 @@ policy:
   min_robust_accuracy: 0.7
   max_clean_regression: 1
   max_robust_regression: 0.1
-  min_samples: 200
+  min_samples: 1000
   confidence: 0.95
 `
 
@@ -69,12 +69,12 @@ func TestChain(t *testing.T) {
 		t.Errorf("accuracy on the examples is %s, the attack said %s", got, attacked)
 	}
 
-	before := pinned(run("evaluate --model " + standard + " --policy tiny.yaml --samples 200 --output oci:out:before --results results"))
+	before := pinned(run("evaluate --model " + standard + " --policy tiny.yaml --output oci:out:before --results results"))
 	if got := result("verdict"); got != "fail" {
 		t.Errorf("verdict on the standard model: %q", got)
 	}
 	robust := pinned(run("retrain --model " + standard + " --recipe fast --epochs 0.6 --epsilon 0.1 --clean-share 0.2 --output oci:out:robust"))
-	report := pinned(run("evaluate --model " + robust + " --policy tiny.yaml --against " + before + " --samples 200 --output oci:out:report --report-html report.html --results results"))
+	report := pinned(run("evaluate --model " + robust + " --policy tiny.yaml --against " + before + " --output oci:out:report --report-html report.html --results results"))
 	if got := result("verdict"); got != "pass" {
 		t.Fatalf("verdict on the robust model: %q", got)
 	}

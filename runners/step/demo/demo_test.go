@@ -13,6 +13,8 @@ import (
 	"github.com/temper-ml/temper/runners/step"
 )
 
+var raceDetector bool
+
 // quick is the default preset with a policy for a training of one epoch.
 const quick = `
 name: quick
@@ -34,6 +36,9 @@ policy:
 // to be under attack, hardened, gated, signed, promoted under load, and
 // attacked again.
 func TestCase67WholeLoop(t *testing.T) {
+	if raceDetector {
+		t.Skip("too slow with the race detector: `go tool task test` runs it by itself")
+	}
 	t.Setenv("COSIGN_PASSWORD", "")
 	dir := t.TempDir()
 	model := filepath.Join(dir, "quick.yaml")

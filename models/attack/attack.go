@@ -54,8 +54,8 @@ const noiseDraws = 100
 // Names are the forms that Parse reads, as examples.
 func Names() []string { return []string{"fgsm", "noise", "noise-50", "pgd-20", "pgd-50x10"} }
 
-// Parse reads an attack's name: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise
-// (100 draws) or noise-DRAWS.
+// Parse reads an attack's name: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS (steps of
+// epsilon/8 each), noise (100 draws) or noise-DRAWS.
 func Parse(spec string, t Threat) (Attack, error) {
 	if err := t.Validate(); err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/models/nn/graph"
 	"github.com/temper-ml/temper/models/unknown"
 )
 
@@ -300,30 +301,92 @@ func TestCase44FGSMEqualsOnePGDStep(t *testing.T) {
 	}
 }
 
+// perceptron is a network with a hidden layer.
+func perceptron(t *testing.T, batch int, seed uint64) Model {
+	t.Helper()
+	n, err := nn.New(nn.Description{
+		Name: "perceptron", Input: nn.Shape{Height: 1, Width: 40, Channels: 1},
+		Layers: []nn.Layer{{Dense: &nn.Dense{Units: 30, ReLU: true}}, {Dense: &nn.Dense{Units: 6}}},
+	}, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := graph.NewAttack(n, batch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
 func TestCase45MoreStepsOrRestartsNeverRaiseAccuracy(t *testing.T) {
-	threat := Threat{"linf", 0.04}
 	for seed := range uint64(3) {
-		m := newLinear(t, 40, 6, 16, seed)
-		x, labels := images(t, m, 100, seed)
-		contains := func(weak, strong PGDConfig) {
-			t.Helper()
-			weak.Alpha, strong.Alpha = 0.01, 0.01
-			a := broken(t, m, perturb(t, PGD(threat, weak), m, x, labels, seed), labels)
-			b := broken(t, m, perturb(t, PGD(threat, strong), m, x, labels, seed), labels)
-			if count1(b) == 0 || count1(b) == len(b) {
-				t.Fatalf("%d of %d broken: the test shows nothing", count1(b), len(b))
-			}
-			for i := range a {
-				if a[i] && !b[i] {
-					t.Errorf("image %d: broken by %+v, not by %+v", i, weak, strong)
+		for name, c := range map[string]struct {
+			m       Model
+			epsilon float64
+		}{
+			"linear":     {newLinear(t, 40, 6, 16, seed), 0.04},
+			"perceptron": {perceptron(t, 16, seed), 0.08},
+		} {
+			x, labels := images(t, c.m, 100, seed)
+			harder := func(specs ...string) {
+				t.Helper()
+				var weak []bool
+				for i, spec := range specs {
+					a, err := Parse(spec, Threat{"linf", c.epsilon})
+					if err != nil {
+						t.Fatal(err)
+					}
+					now := broken(t, c.m, perturb(t, a, c.m, x, labels, seed), labels)
+					if n := count1(now); n == 0 || n == len(now) {
+						t.Fatalf("%s, %s: %d of %d broken: the test shows nothing", name, spec, n, len(now))
+					}
+					for image, was := range weak {
+						if was && !now[image] {
+							t.Errorf("%s: image %d is broken by %s, not by %s", name, image, specs[i-1], spec)
+						}
+					}
+					weak = now
 				}
 			}
+			harder("pgd-3", "pgd-4", "pgd-5", "pgd-7", "pgd-10", "pgd-20", "pgd-50", "pgd-100")
+			harder("pgd-4", "pgd-4x2", "pgd-4x3", "pgd-4x5")
+			harder("pgd-4x2", "pgd-10x2", "pgd-10x3", "pgd-20x3")
 		}
-		for steps := 1; steps < 12; steps++ {
-			contains(PGDConfig{Steps: steps}, PGDConfig{Steps: steps + 1})
+	}
+}
+
+// recorder keeps what it is asked about.
+type recorder struct {
+	Model
+	asked [][]float32
+}
+
+func (r *recorder) Gradient(x []float32, n int, loss nn.Loss) (logits, dx []float32, err error) {
+	r.asked = append(r.asked, slices.Clone(x[:n*r.Network().Input.Size()]))
+	return r.Model.Gradient(x, n, loss)
+}
+
+// The path of pgd-20 begins with that of pgd-10, which is why it breaks no
+// fewer images.
+func TestCase45MoreStepsGoOnAlongThePath(t *testing.T) {
+	m := perceptron(t, 1, 5)
+	x, labels := images(t, m, 1, 5)
+	path := func(spec string) [][]float32 {
+		a, err := Parse(spec, Threat{"linf", 0.001}) // too little to break the image, which would end the path
+		if err != nil {
+			t.Fatal(err)
 		}
-		for restarts := 1; restarts < 5; restarts++ {
-			contains(PGDConfig{Steps: 2, Restarts: restarts}, PGDConfig{Steps: 2, Restarts: restarts + 1})
+		r := &recorder{Model: m}
+		perturb(t, a, r, x, labels, 7)
+		return r.asked
+	}
+	short, long := path("pgd-10"), path("pgd-20")
+	if len(short) != 12 || len(long) != 22 { // the clean image, the start, the steps
+		t.Fatalf("paths of %d and %d images: want 12 and 22", len(short), len(long))
+	}
+	for i := range short {
+		if !slices.Equal(short[i], long[i]) {
+			t.Fatalf("the paths part at %d", i)
 		}
 	}
 }
@@ -355,8 +418,11 @@ func TestLinearOracle(t *testing.T) {
 			want[i] = margin < 0
 		}
 		t.Logf("epsilon %v: %d of %d can be broken", epsilon, count1(want), n)
-		attacks := []Attack{FGSM(threat), PGD(threat, PGDConfig{Steps: 10, Restarts: 2})}
-		for _, a := range attacks {
+		pgd, err := Parse("pgd-20", threat)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range []Attack{FGSM(threat), pgd} {
 			if got := broken(t, m, perturb(t, a, m, x, labels, 1), labels); !slices.Equal(got, want) {
 				t.Errorf("epsilon %v: %s breaks %d images, the closed form %d", epsilon, a.Name(), count1(got), count1(want))
 			}

@@ -42,7 +42,7 @@ func (a fgsm) Perturb(ctx context.Context, m Model, x []float32, labels []uint8,
 type PGDConfig struct {
 	Steps    int
 	Restarts int     // random starts tried on each image; 0 means 1
-	Alpha    float64 // size of a step; 0 means epsilon/10, or more where Steps are too few to cross the ball
+	Alpha    float64 // size of a step; 0 means epsilon/8, which takes 16 steps across the ball
 }
 
 // PGD is projected gradient descent (Madry et al. 2018) on the cross-entropy:
@@ -53,9 +53,11 @@ type PGDConfig struct {
 func PGD(t Threat, c PGDConfig) Attack {
 	c.Restarts = max(c.Restarts, 1)
 	if c.Alpha == 0 {
-		// 2.5 epsilon of way in all: from any start any point of the ball is
-		// within reach (Madry et al. 2018).
-		c.Alpha = max(t.Epsilon/10, 2.5*t.Epsilon/float64(max(c.Steps, 1)))
+		// The same for any number of steps, so that the path of pgd-20 begins
+		// with that of pgd-10. The twenty steps have 2.5 epsilon of way: from any
+		// start any point of the ball is within reach (Madry et al. 2018). Below
+		// sixteen steps it is not.
+		c.Alpha = t.Epsilon / 8
 	}
 	name := fmt.Sprintf("pgd-%d", c.Steps)
 	if c.Restarts > 1 {

@@ -226,33 +226,33 @@ func TestDetectorIsForOneNetwork(t *testing.T) {
 // everything or nothing.
 func TestCase58DegenerateCalibration(t *testing.T) {
 	served, guard := trained(t, false), trained(t, true)
-	good, few := makeImages(600, 2), makeImages(100, 3)
-	same := &images{labels: make([]int, 600)}
-	for range 600 {
+	const n = minExamples
+	good, few := makeImages(n, 2), makeImages(n-1, 3)
+	same := &images{labels: make([]int, n)}
+	for range n {
 		same.pixels = append(same.pixels, good.rows(0, 1)...)
 	}
 	damaged := &images{slices.Clone(good.pixels), good.labels}
 	damaged.pixels[12345] = float32(math.NaN())
 	hostile := attack(served, good)
-	mixed := &images{append(slices.Clone(good.rows(0, 300)), hostile.rows(300, 600)...), good.labels}
+	mixed := &images{append(slices.Clone(good.rows(0, n/2)), hostile.rows(n/2, n)...), good.labels}
 	for name, c := range map[string]struct {
 		guard *nn.Network
 		a, b  Images
+		want  string
 	}{
-		"no examples":                 {guard, &images{}, &images{}},
-		"few in A":                    {guard, few, good},
-		"few in B":                    {guard, good, few},
-		"one example again and again": {guard, same, good},
-		"NaN in A":                    {guard, damaged, good},
-		"NaN in B":                    {guard, good, damaged},
-		"guard is the served network": {served, good, makeImages(600, 4)},
-		"B is nothing like A":         {guard, good, hostile},
-		"half of B is nothing like A": {guard, good, mixed},
+		"no examples":                 {guard, &images{}, &images{}, "calibrate on 0 and 0 examples"},
+		"few in A":                    {guard, few, good, "calibrate on 999 and 1000 examples"},
+		"few in B":                    {guard, good, few, "calibrate on 1000 and 999 examples"},
+		"one example again and again": {guard, same, good, "for every example: the examples are all the same"},
+		"NaN in A":                    {guard, damaged, good, "calibration set A: pixel 105 of example 85 is NaN"},
+		"NaN in B":                    {guard, good, damaged, "calibration set B: pixel 105 of example 85 is NaN"},
+		"guard is the served network": {served, good, makeImages(n, 4), "or the guard is the served network"},
+		"B is nothing like A":         {guard, good, hostile, "the calibration sets differ too much"},
+		"half of B is nothing like A": {guard, good, mixed, "the calibration sets differ too much"},
 	} {
-		if d, err := Calibrate(served, c.guard, c.a, c.b); err == nil {
-			t.Errorf("%s: calibrated with %+v", name, d.Calibration.Threshold)
-		} else {
-			t.Logf("%s: %v", name, err)
+		if _, err := Calibrate(served, c.guard, c.a, c.b); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: error %v, want %q", name, err, c.want)
 		}
 	}
 }

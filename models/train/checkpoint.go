@@ -21,8 +21,8 @@ import (
 // little-endian.
 const (
 	magic = "TEMPERC1"
-	// maxHead bounds the head: its rollbacks are its only list, and the guard
-	// looks no more than a few thousand times in the longest training.
+	// maxHead bounds the head: its only list is that of maxRollbacks, with less
+	// than 300 bytes for each.
 	maxHead = 1 << 20
 )
 
@@ -43,7 +43,7 @@ type head struct {
 }
 
 // origin is what a training grows from: a checkpoint of one resumes no other.
-// The fields are digests.
+// The fields but Kernel are digests.
 type origin struct {
 	Network    string `json:"network"`
 	Weights    string `json:"weights"` // before the first step
@@ -52,6 +52,7 @@ type origin struct {
 	Seed       string `json:"seed"`
 	Train      string `json:"train"`
 	Validation string `json:"validation"`
+	Kernel     string `json:"kernel"` // path of models/nn/kernel, on which the bits depend
 }
 
 // differs names what of the origin is different, "" where nothing is.
@@ -60,6 +61,7 @@ func (o origin) differs(p origin) string {
 		{"network", o.Network, p.Network}, {"recipe", o.Recipe, p.Recipe}, {"threat model", o.Threat, p.Threat},
 		{"seed", o.Seed, p.Seed}, {"training data", o.Train, p.Train}, {"validation data", o.Validation, p.Validation},
 		{"starting weights", o.Weights, p.Weights},
+		{fmt.Sprintf("instruction set (TEMPER_KERNEL=%s, now %s)", o.Kernel, p.Kernel), o.Kernel, p.Kernel},
 	} {
 		if f.a != f.b {
 			return f.name

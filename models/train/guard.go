@@ -10,12 +10,15 @@ import (
 const (
 	guardEvery  = 100 // steps
 	guardImages = 256 // held out
-	guardSteps  = 10  // of PGD
+	guardSteps  = 10  // of PGD, a quarter of epsilon each: they cross the ball
 	// maxGap is how much more accurate a network may be under FGSM than under
 	// PGD before it counts as overfit to single steps.
 	maxGap = 0.25
 	// maxFall is how far accuracy under PGD may fall below its best.
 	maxFall = 0.15
+	// maxRollbacks bounds what a checkpoint holds of them: a training that needs
+	// so many has failed, and the log has them all.
+	maxRollbacks = 1000
 )
 
 // Rollback is one intervention of the guard.
@@ -62,7 +65,7 @@ func (g *guard) check(now *snapshot, step int, p Phase, threat attack.Threat, fu
 	if err != nil {
 		return nil, err
 	}
-	pgd, err := g.accuracy(attack.PGD(threat, attack.PGDConfig{Steps: guardSteps}))
+	pgd, err := g.accuracy(attack.PGD(threat, attack.PGDConfig{Steps: guardSteps, Alpha: threat.Epsilon / 4}))
 	if err != nil {
 		return nil, err
 	}
@@ -85,6 +88,7 @@ func (g *guard) check(now *snapshot, step int, p Phase, threat attack.Threat, fu
 	}
 	now.copyFrom(&g.good)
 	g.rescued = true
+	g.rollbacks = g.rollbacks[max(0, len(g.rollbacks)+1-maxRollbacks):] // the latest
 	g.rollbacks = append(g.rollbacks, Rollback{Step: step, To: g.goodStep, FGSM: fgsm, PGD: pgd, Reason: reason})
 	return &g.rollbacks[len(g.rollbacks)-1], nil
 }

@@ -94,3 +94,21 @@ func TestGuardRollsBackAFallAtFullEpsilonOnly(t *testing.T) {
 		t.Errorf("rollback %+v, %v", back, err)
 	}
 }
+
+// However often the guard steps in, a checkpoint holds it.
+func TestRollbacksAreBounded(t *testing.T) {
+	g, now := toyGuard(t)
+	g.rollbacks = make([]Rollback, maxRollbacks)
+	g.best = 2 // more than any accuracy: the next check fails
+	const last = 1 << 40
+	back, err := g.check(now, last, Phase{Method: "pgd"}, wide, 0.4)
+	if err != nil || back == nil || len(g.rollbacks) != maxRollbacks || g.rollbacks[maxRollbacks-1].Step != last {
+		t.Fatalf("%+v, %v: %d rollbacks are kept", back, err, len(g.rollbacks))
+	}
+	for i := range g.rollbacks { // as long as one can be
+		g.rollbacks[i] = Rollback{Step: last, To: last, FGSM: 1. / 3 * 1e-5, PGD: 1. / 3 * 1e-5, Reason: back.Reason + back.Reason}
+	}
+	if _, err := encode(head{Rollbacks: g.rollbacks}, nil); err != nil {
+		t.Error(err)
+	}
+}

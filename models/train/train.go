@@ -1,8 +1,9 @@
 // Package train trains networks, on clean images and on adversarial ones.
 //
 // A training is a pure function of the network's starting weights, the
-// recipe, the threat model, the data and the seed: neither an interruption nor
-// the number of processors changes a bit of the result.
+// recipe, the threat model, the data, the seed and the kernel path in use
+// (models/nn/kernel: each instruction set rounds sums in its own way). Neither
+// an interruption nor the number of processors changes a bit of the result.
 package train
 
 import (
@@ -17,6 +18,7 @@ import (
 	"github.com/temper-ml/temper/models/dataset"
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/models/nn/graph"
+	"github.com/temper-ml/temper/models/nn/kernel"
 	"github.com/temper-ml/temper/models/recipe"
 )
 
@@ -92,24 +94,23 @@ type machine interface {
 
 // trainer is a training under way.
 type trainer struct {
-	net       *nn.Network
-	recipe    Recipe
-	threat    attack.Threat
-	opts      Options
-	log       *slog.Logger
-	origin    origin
-	batches   *batches
-	machine   machine
-	guard     *guard // nil without
-	ends      []int  // step after each phase's last
-	partial   []float64
-	now       snapshot // its weights are the network's
-	step      int      // steps done
-	loss      float64  // sum over this epoch
-	lastLoss  float64  // mean over the last whole epoch
-	startStep int      // of this process
-	started   time.Time
-	saved     time.Time
+	net      *nn.Network
+	recipe   Recipe
+	threat   attack.Threat
+	opts     Options
+	log      *slog.Logger
+	origin   origin
+	batches  *batches
+	machine  machine
+	guard    *guard // nil without
+	ends     []int  // step after each phase's last
+	partial  []float64
+	now      snapshot // its weights are the network's
+	step     int      // steps done
+	loss     float64  // sum over this epoch
+	lastLoss float64  // mean over the last whole epoch
+	started  time.Time
+	saved    time.Time
 }
 
 func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, threat attack.Threat, seed uint64, opts Options) (*trainer, error) {
@@ -180,7 +181,7 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 	if opts.Checkpoint != "" {
 		t.origin = origin{
 			Network: digest(net.Description), Weights: hexSum(appendFloats(nil, [][]float32{flat})),
-			Recipe: digest(recipe), Threat: digest(threat), Seed: digest(seed), Train: train.Digest(),
+			Recipe: digest(recipe), Threat: digest(threat), Seed: digest(seed), Train: train.Digest(), Kernel: kernel.Path(),
 		}
 		if validation.Len() > 0 {
 			t.origin.Validation = validation.Digest()
@@ -204,7 +205,7 @@ func (t *trainer) phase(step int) (p Phase, first, end int) {
 }
 
 func (t *trainer) run(ctx context.Context) (*Result, error) {
-	t.started, t.startStep, t.saved = time.Now(), t.step, time.Now()
+	t.started, t.saved = time.Now(), time.Now()
 	if t.opts.Checkpoint != "" { // a file that cannot be written is an error now, not hours later
 		if err := t.save(); err != nil {
 			return nil, err

@@ -16,6 +16,7 @@ import (
 	"github.com/temper-ml/temper/models/attack"
 	"github.com/temper-ml/temper/models/dataset"
 	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/models/nn/kernel"
 )
 
 var threat = attack.Threat{Norm: "linf", Epsilon: 0.1}
@@ -274,6 +275,14 @@ func TestCheckpointOfAnotherTrainingIsRefused(t *testing.T) {
 		if err := run(); err == nil || !strings.Contains(err.Error(), "another "+want) {
 			t.Errorf("another %s: error %v", want, err)
 		}
+	}
+	tr, err := newTrainer(toyNetwork(t), toy(405, 1), toy(60, 2), mixture(), threat, 1, Options{Checkpoint: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr.origin.Kernel = "abacus"
+	if err := tr.resume(); err == nil || !strings.Contains(err.Error(), "another instruction set (TEMPER_KERNEL="+kernel.Path()+", now abacus)") {
+		t.Errorf("another kernel path: error %v", err)
 	}
 	if after, _ := os.ReadFile(file); !slices.Equal(before, after) {
 		t.Error("the refused checkpoint was changed")

@@ -52,6 +52,14 @@ type File struct {
 // artifacts use the OCI title.
 const filepathAnnotation = "org.cncf.model.filepath"
 
+// FileName is the name of the file that a layer holds, "" where it has none.
+func FileName(layer ocispec.Descriptor) string {
+	if name := layer.Annotations[ocispec.AnnotationTitle]; name != "" {
+		return name
+	}
+	return layer.Annotations[filepathAnnotation]
+}
+
 // File returns a file's content.
 func (a *Artifact) File(name string) ([]byte, error) {
 	for _, f := range a.Files {
@@ -396,10 +404,7 @@ func check(ref string, m *ocispec.Manifest, want Want) (*Artifact, error) {
 		total += d.Size
 	}
 	for _, d := range m.Layers {
-		name := d.Annotations[ocispec.AnnotationTitle]
-		if name == "" {
-			name = d.Annotations[filepathAnnotation]
-		}
+		name := FileName(d)
 		if err := checkName(name); err != nil {
 			return nil, &Refused{Reference: ref, Err: err}
 		}

@@ -71,7 +71,7 @@ func (r *Reference) Explain(err error) error {
 		return err
 	case errors.As(err, &tooLarge):
 		return &Refused{Reference: r.String(), Err: tooLarge}
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errStalled):
+	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", r, err)
 	case errors.As(err, &status):
 		switch code := status.StatusCode; {
@@ -86,7 +86,11 @@ func (r *Reference) Explain(err error) error {
 		}
 		return &answered{message: fmt.Sprintf("%s: %v", r, plain(status)), status: status}
 	case interrupted(err):
-		return &Unavailable{Address: r.Address(), Err: plain(err)}
+		cause := plain(err)
+		if errors.Is(err, context.DeadlineExceeded) && !errors.Is(cause, context.DeadlineExceeded) {
+			cause = context.DeadlineExceeded // of HTTPS and HTTP, the try that did not fail by itself
+		}
+		return &Unavailable{Address: r.Address(), Err: cause}
 	}
 	return fmt.Errorf("%s: %w", r, plain(err))
 }
@@ -100,7 +104,8 @@ type answered struct {
 func (e *answered) Error() string { return e.message }
 func (e *answered) Unwrap() error { return e.status }
 
-// interrupted tells a failure of the connection from a failure of content.
+// interrupted tells a failure of the connection, a deadline's end included,
+// from a failure of content.
 func interrupted(err error) bool {
 	var network net.Error
 	return errors.As(err, &network) || errors.Is(err, errStalled) ||

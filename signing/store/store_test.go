@@ -3,13 +3,16 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -578,6 +581,33 @@ func TestCase25ContentUnlikeItsDescriptor(t *testing.T) {
 	})
 }
 
+// A registry may keep its blobs elsewhere, at any path, and redirect to there.
+func TestCase25OnlyBlobsMayBeLarge(t *testing.T) {
+	large := bytes.Repeat([]byte("x"), maxManifest+1<<20)
+	storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(large) }))
+	defer storage.Close()
+	redirected := ""
+	place := hostile(t, func(w http.ResponseWriter, req *http.Request, next http.Handler) {
+		if redirected != "" && req.Method == http.MethodGet && strings.Contains(req.URL.Path, redirected) {
+			http.Redirect(w, req, storage.URL+"/v2/m/blobs/sha256:0", http.StatusTemporaryRedirect)
+			return
+		}
+		next.ServeHTTP(w, req)
+	})
+	at := mustPush(t, place+":v1", &Artifact{Type: testType, Files: []File{{Name: "large", Data: large}}})
+	redirected = "/blobs/" + digestOf(sha256.Sum256(large)).String()
+	if a, err := Pull(t.Context(), at, Want{}); err != nil || !bytes.Equal(a.Files[0].Data, large) {
+		t.Errorf("a blob that is elsewhere: %v", err)
+	}
+	redirected = "/manifests/"
+	for _, ref := range []string{at, strings.TrimSuffix(place, "/m") + "/x/blobs/y:v1"} {
+		var refused *Refused
+		if _, err := Pull(t.Context(), ref, Want{}); !errors.As(err, &refused) || !strings.Contains(err.Error(), "larger than") {
+			t.Errorf("the manifest %s of %d bytes: %v", ref, len(large), err)
+		}
+	}
+}
+
 func TestCase24FileNames(t *testing.T) {
 	for _, name := range []string{"", ".", "..", "../x", "a/../../x", "/etc/passwd", `C:\x`, `a\b`, "a//b", "a/", "a\x00b", "a:b", strings.Repeat("a", 300)} {
 		a := &Artifact{Type: testType, Files: []File{{Name: name, Data: []byte("x")}}}
@@ -692,6 +722,26 @@ func TestCase36FailingRegistry(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
+}
+
+// Neither a registry's silence nor the end of the caller's time is bad input.
+func TestCase36TimeoutIsUnavailable(t *testing.T) {
+	r, err := Open(t.Context(), "registry.example:5000/m:v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	_, dial := (&net.Dialer{Timeout: 1}).Dial("tcp", "127.0.0.1:1")
+	if !errors.Is(dial, context.DeadlineExceeded) {
+		t.Fatalf("dialling ended with %v", dial)
+	}
+	for _, err := range []error{dial, context.DeadlineExceeded} {
+		err := r.Explain(&url.Error{Op: "Get", URL: "https://registry.example:5000/v2/", Err: err})
+		var down *Unavailable
+		if !errors.As(err, &down) || !strings.Contains(err.Error(), "registry.example:5000") {
+			t.Errorf("error %v, want Unavailable with the address", err)
+		}
+	}
 }
 
 // The embedded registry refuses a manifest of blobs that it has not.

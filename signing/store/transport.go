@@ -7,7 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strings"
+	"regexp"
 	"sync"
 	"time"
 
@@ -69,11 +69,23 @@ func (t *boundedTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 	}
 	watch.Reset(stallTimeout)
 	body := &watched{ReadCloser: resp.Body, ctx: ctx, watch: watch, done: func() { watch.Stop(); cancel(nil) }}
-	if !strings.Contains(req.URL.Path, "/blobs/") {
+	if !forBlob(req) {
 		body.limited, body.left = true, maxManifest
 	}
 	resp.Body = body
 	return resp, nil
+}
+
+// blobURL matches the path of a blob: a repository may itself be called x/blobs/y.
+var blobURL = regexp.MustCompile(`^/v2/.+/blobs/[^/:]+:[^/]+$`)
+
+// forBlob tells whether a blob was asked for: a registry may redirect to where
+// it keeps its blobs, at any path.
+func forBlob(req *http.Request) bool {
+	for req.Response != nil && req.Response.Request != nil {
+		req = req.Response.Request
+	}
+	return blobURL.MatchString(req.URL.Path)
 }
 
 // watched is a request's or answer's body that pushes the stall timer on.

@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	modelspec "github.com/modelpack/model-spec/specs-go/v1"
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 	"github.com/sigstore/cosign/v2/pkg/cosign"
 	"github.com/sigstore/cosign/v2/pkg/oci"
@@ -349,15 +349,24 @@ func (c *check) statement(ctx context.Context, l layer) (*statement.Statement, s
 }
 
 // model refuses figures that are about another model than the artifact holds.
+// A modelcar, which holds its files in a tar, is judged by its statements alone.
 func (c *check) model(ctx context.Context, figures *statement.Robustness) error {
 	m, _, err := c.at.Manifest(ctx)
 	if err != nil {
 		return err
 	}
+	found := false
 	for _, l := range m.Layers {
-		if l.Annotations[ocispec.AnnotationTitle] == statement.ModelFile && l.Digest.String() != figures.ModelDigest {
+		if store.FileName(l) != statement.ModelFile {
+			continue
+		}
+		found = true
+		if l.Digest.String() != figures.ModelDigest {
 			return refuse(c.at, "its %s is %s, and the signed figures are about %s", statement.ModelFile, l.Digest, figures.ModelDigest)
 		}
+	}
+	if !found && (m.ArtifactType == modelspec.ArtifactTypeModelManifest || m.Config.MediaType == modelspec.MediaTypeModelConfig) {
+		return refuse(c.at, "it holds no %s, and the signed figures are about one", statement.ModelFile)
 	}
 	return nil
 }

@@ -3,7 +3,9 @@ package verify_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -21,12 +24,15 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	ggcr "github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sigstore/cosign/v2/pkg/types"
 	"github.com/sigstore/sigstore/pkg/signature"
 	sigdsse "github.com/sigstore/sigstore/pkg/signature/dsse"
 
+	"github.com/temper-ml/temper/signing"
+	"github.com/temper-ml/temper/signing/sign"
 	"github.com/temper-ml/temper/signing/signingtest"
 	"github.com/temper-ml/temper/signing/statement"
 	"github.com/temper-ml/temper/signing/store"
@@ -52,7 +58,11 @@ func TestMain(m *testing.M) {
 	v, err := verify.Verify(context.Background(), os.Getenv(refVariable), verify.Policy{Keys: []verify.Key{{Name: "a", PEM: []byte(os.Getenv(keyVariable))}}})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(3)
+		var refused *store.Refused
+		if errors.As(err, &refused) {
+			os.Exit(3)
+		}
+		os.Exit(1)
 	}
 	fmt.Println("verified", v.Digest)
 }
@@ -375,7 +385,8 @@ func TestCase29PanicInVerification(t *testing.T) {
 }
 
 // Statements by a trusted key: each folder replaces one of the two that a
-// model needs.
+// model needs. With a file model-layer.json, which holds annotations, the
+// artifact is another: its only layer, with these annotations, is the report.
 func TestCase30Statements(t *testing.T) {
 	key, signer := signingtest.Signer(t)
 	_, stranger := signingtest.Signer(t)
@@ -387,6 +398,11 @@ func TestCase30Statements(t *testing.T) {
 		t.Fatal(err)
 	}
 	corpus(t, "statement", func(t *testing.T, read func(string) []byte) error {
+		ref, digest := ref, digest
+		if annotations := read("model-layer.json"); annotations != nil {
+			ref = relabelled(t, ref, annotations, key)
+			digest = ref[strings.IndexByte(ref, '@')+1:]
+		}
 		by := signer
 		if read("stranger") != nil {
 			by = stranger
@@ -419,6 +435,48 @@ func TestCase30Statements(t *testing.T) {
 		return err
 	})
 }
+
+// relabelled signs a ModelPack like that of ref, of whose layers there is only
+// the report, with the given annotations.
+func relabelled(t *testing.T, ref string, annotations []byte, key *sign.Key) string {
+	t.Helper()
+	r, err := store.Open(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	m, _, err := r.Manifest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Layers = slices.DeleteFunc(m.Layers, func(l ocispec.Descriptor) bool { return store.FileName(l) != signing.ReportFile })
+	if err := json.Unmarshal(annotations, &m.Layers[0].Annotations); err != nil {
+		t.Fatal(err)
+	}
+	delete(m.Layers[0].Annotations, ocispec.AnnotationTitle)
+	data, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(data)
+	at, err := r.At("sha256:" + hex.EncodeToString(sum[:]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Put(at.Name(), manifest(data), at.Options(t.Context())...); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := key.Sign(t.Context(), at.String()); err != nil {
+		t.Fatal(err)
+	}
+	return at.String()
+}
+
+// manifest is an image manifest as it is pushed.
+type manifest []byte
+
+func (m manifest) RawManifest() ([]byte, error)       { return m, nil }
+func (m manifest) MediaType() (ggcr.MediaType, error) { return ggcr.OCIManifestSchema1, nil }
 
 func TestCase31RepositoryPatternsAreAnchored(t *testing.T) {
 	key := signingtest.Key(t)

@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,15 +12,20 @@ import (
 const redacted = "[redacted]"
 
 // minSecret is the shortest value that is taken out wherever it appears:
-// anything shorter occurs by chance in every other line.
-const minSecret = 4
+// anything shorter, such as mnist, occurs by chance in every other line.
+const minSecret = 6
+
+// shortNumber matches values of variables such as AUTH_TIMEOUT=600000: to take such
+// a number out would make JSON invalid wherever it occurs by chance.
+var shortNumber = regexp.MustCompile(`^[0-9]{1,8}$`)
 
 // switches are values of variables such as TOKEN_AUTH=none: not secrets.
 var switches = []string{"true", "false", "none", "null", "auto", "basic", "default"}
 
 var (
-	// secretName matches variables that hold a secret by their name.
-	secretName = regexp.MustCompile(`(?i)(passw|passphrase|secret|token|credential|private|auth|api_?key|access_?key)`)
+	// secretName matches variables that hold a secret by a word of their name:
+	// GITHUB_TOKEN and PGPASSWORD, not MAX_TOKENS or GIT_AUTHOR_NAME.
+	secretName = regexp.MustCompile(`(?i)passw|(^|_)(passphrase|secret|token|credentials?|private_key|auth|authorization|api_?key|access_?key)(_|$)`)
 	// keyName matches variables that may hold key material; Temper's own such
 	// variables stand for flags, and those name files.
 	keyName = regexp.MustCompile(`(?i)_key$`)
@@ -47,7 +51,7 @@ func secretsIn(environment []string) *redactor {
 			continue
 		}
 		for _, v := range append(strings.Split(value, "\n"), value) { // a log line may hold one line of a key
-			if v = strings.TrimSpace(v); len(v) < minSecret || slices.Contains(switches, strings.ToLower(v)) {
+			if v = strings.TrimSpace(v); len(v) < minSecret || shortNumber.MatchString(v) || slices.Contains(switches, strings.ToLower(v)) {
 				continue
 			}
 			values = append(values, v, base64.StdEncoding.EncodeToString([]byte(v)),
@@ -73,12 +77,12 @@ func inJSON(text string, escapeHTML bool) string {
 
 // Redact returns the text without secrets.
 func (r *redactor) Redact(text string) string {
-	text = r.values.Replace(text)
-	text = userPart.ReplaceAllString(text, "${1}"+redacted+"@")
-	text = secretQuery.ReplaceAllString(text, "${1}"+redacted)
-	return authorization.ReplaceAllString(text, "${1} "+redacted)
+	return authorization.ReplaceAllString(RedactURLs(r.values.Replace(text)), "${1} "+redacted)
 }
 
-// Redact returns the text without the secrets of this process's environment
-// and of URLs: for what a step writes into an artifact.
-func Redact(text string) string { return secretsIn(os.Environ()).Redact(text) }
+// RedactURLs returns the text without the secrets of its URLs: for what a step
+// writes into an artifact, which must not depend on the environment.
+func RedactURLs(text string) string {
+	text = userPart.ReplaceAllString(text, "${1}"+redacted+"@")
+	return secretQuery.ReplaceAllString(text, "${1}"+redacted)
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/temper-ml/temper/models/unknown"
+	"github.com/temper-ml/temper/signing/store"
 )
 
 // run runs a command made of flags and a body in this process.
@@ -38,6 +39,7 @@ func TestErrorsBecomeExitCodes(t *testing.T) {
 	}{
 		{nil, 0}, {broken, 1}, {BadInput(broken), 2}, {Refused(broken), 3}, {Unavailable(broken), 4}, {Interrupted(broken), 5},
 		{fmt.Errorf("while testing: %w", Refused(broken)), 3},
+		{BadInput(&store.Refused{Reference: "reference", Err: broken}), 3}, // the cause wins
 		{unknown.Name("attack", "fgms", []string{"fgsm"}), 2},
 	} {
 		code, stdout, stderr := run(t, func(*cobra.Command, *Step) error { return c.err })
@@ -305,8 +307,32 @@ func TestCase19SecretsStayOut(t *testing.T) {
 	if !strings.Contains(stderr, "registry.example") || !strings.Contains(stderr, "n=1") || strings.Count(stderr, redacted) < 6 {
 		t.Errorf("stderr lost what is no secret:\n%s", stderr)
 	}
-	if got := Redact("it is false"); got != "it is false" {
-		t.Errorf("a switch was taken for a secret: %q", got)
+}
+
+func TestCase19WhichVariablesAreSecret(t *testing.T) {
+	const value = "value-of-it"
+	for name, secret := range map[string]bool{
+		"COSIGN_PASSWORD": true, "PGPASSWORD": true, "GITHUB_TOKEN": true, "TOKEN": true, "aws_secret_access_key": true,
+		"KEY_PASSPHRASE": true, "SIGNING_PRIVATE_KEY": true, "OPENAI_APIKEY": true, "REGISTRY_AUTH": true, "CLIENT_SECRET_2": true,
+		"MAX_TOKENS": false, "GIT_AUTHOR_NAME": false, "TOKENIZERS_PARALLELISM": false, "AUTHORS": false, "SECRETARY": false, "PRIVATE_REGISTRY": false,
+	} {
+		text := secretsIn([]string{name + "=" + value}).Redact("say " + value)
+		if hidden := !strings.Contains(text, value); hidden != secret {
+			t.Errorf("%s: %q", name, text)
+		}
+	}
+	for _, harmless := range []string{"false", "mnist", "1287", "60000000"} {
+		if text := secretsIn([]string{"SOME_TOKEN=" + harmless}).Redact(`{"x":` + harmless + "}"); !strings.Contains(text, harmless) {
+			t.Errorf("%s was taken for a secret: %s", harmless, text)
+		}
+	}
+}
+
+func TestCase17ArtifactsIgnoreTheEnvironment(t *testing.T) {
+	t.Setenv("DATA_TOKEN", "hunter2-dataset")
+	const text = "hunter2-dataset of https://user:hunter3@host/?token=hunter4&n=1"
+	if got, want := RedactURLs(text), "hunter2-dataset of https://"+redacted+"@host/?token="+redacted+"&n=1"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 

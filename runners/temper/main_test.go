@@ -261,7 +261,7 @@ func TestCase17SameSeedSameDigest(t *testing.T) {
 	dir := t.TempDir()
 	training := strings.Fields("train wong --recipe fast --epochs 0.05 --seed 3 --output oci:o:a")
 	first := must(t, dir, append([]string{"GOMAXPROCS=1"}, training...)...)
-	second := must(t, dir, append([]string{"GOMAXPROCS=2"}, training...)...)
+	second := must(t, dir, append([]string{"GOMAXPROCS=2", "SOME_PASSWORD=mnist", "SOME_TOKEN=wong"}, training...)...)
 	if first != second {
 		t.Errorf("GOMAXPROCS=1 made %s, GOMAXPROCS=2 %s", first, second)
 	}

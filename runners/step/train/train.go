@@ -79,7 +79,7 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 		return j.interrupted(refused(err))
 	}
 	m, err := artifact.PushNetwork(ctx, j.Output, j.Network, splits.Validation, &artifact.Training{
-		Network: j.Name, Dataset: step.Redact(splits.Name), DatasetDigest: splits.Digest(), RecipeName: j.RecipeName, Recipe: j.Recipe,
+		Network: j.Name, Dataset: step.RedactURLs(splits.Name), DatasetDigest: splits.Digest(), RecipeName: j.RecipeName, Recipe: j.Recipe,
 		Threat: j.Threat, Seed: j.Seed, BaseDigest: j.BaseDigest,
 	})
 	if err != nil {

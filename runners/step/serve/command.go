@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -60,7 +61,7 @@ SIGTERM drains: requests in flight are answered, then the server ends with 0.`,
 	flags.DurationVar(&f.poll, "poll", 10*time.Second, "how often to look for another model; 0 for never")
 	flags.DurationVar(&f.drainDelay, "drain-delay", 0, "how long to go on, not ready, after SIGTERM: until load balancers notice")
 	flags.StringVar(&f.mirror, "mirror", "", "URL that gets a copy of each request as CloudEvents, such as a sentinel's")
-	step.Fraction(flags, &f.mirrorFraction, "mirror-fraction", 1, "share of requests to mirror")
+	step.Fraction(flags, &f.mirrorFraction, "mirror-fraction", 1, "share of requests to mirror; 0 for none")
 	flags.StringVar(&f.namespace, "namespace", "", "Kubernetes namespace to name in mirrored events")
 	step.Int(flags, &f.maxInFlight, "max-in-flight", 0, 0, 1<<16, "requests at a time before others get 429 (default: 32 for each core)")
 	f.trust.Flags(flags, "key")
@@ -82,6 +83,9 @@ func (f *flags) run(cmd *cobra.Command) error {
 	var source Source = &Channel{Reference: f.channel, Policy: rules}
 	if f.model != "" {
 		source = &Artifact{Reference: f.model, Policy: rules}
+	}
+	if f.mirrorFraction == 0 { // which Options take for their default
+		f.mirror = ""
 	}
 	if f.name == "" {
 		f.name = defaultName(f.channel + f.model)
@@ -118,10 +122,12 @@ func exitError(err error) error {
 	if !errors.As(err, &refused) {
 		return err
 	}
-	switch refused.Reason {
-	case Unavailable:
+	switch {
+	case errors.Is(refused.Err, context.DeadlineExceeded): // loading took too long
+		return step.Unavailable(refused.Err)
+	case refused.Reason == Unavailable:
 		return refused.Err
-	case Unverified:
+	case refused.Reason == Unverified:
 		return step.Refused(refused.Err)
 	}
 	return step.BadInput(err)

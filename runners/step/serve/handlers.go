@@ -25,17 +25,14 @@ import (
 	"github.com/temper-ml/temper/runners/step/serve/inference"
 )
 
-// serverName and extensions are what GET /v2 answers.
+// serverName is what GET /v2 answers.
 const serverName = "temper-serve"
-
-var extensions = []string{"binary_tensor_data", "model_repository"}
 
 // Handler is the public side: health, metadata and inference.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	s.handleHealth(mux)
-	s.handle(mux, "GET /v2/{$}", "server", s.serverMetadata)
-	s.handle(mux, "GET /v2", "server", s.serverMetadata)
+	s.handleMetadata(mux, "binary_tensor_data")
 	for _, version := range []string{"", "/versions/{version}"} {
 		model := "/v2/models/{model}" + version
 		s.handle(mux, "GET "+model, "model", s.modelMetadata)
@@ -52,6 +49,7 @@ func (s *Server) Handler() http.Handler {
 func (s *Server) AdminHandler() http.Handler {
 	mux := http.NewServeMux()
 	s.handleHealth(mux)
+	s.handleMetadata(mux, "model_repository")
 	s.handle(mux, "POST /v2/repository/index", "repository_index", s.repositoryIndex)
 	s.handle(mux, "POST /v2/repository/models/{model}/load", "repository_load", s.repositoryLoad)
 	s.handle(mux, "POST /v2/repository/models/{model}/unload", "repository_unload", s.repositoryUnload)
@@ -160,12 +158,18 @@ func notFound(w http.ResponseWriter, r *http.Request) error {
 	return &refusal{http.StatusNotFound, badRequest, errors.New("no such endpoint or method: see GET /v2 and the Open Inference Protocol v2")}
 }
 
-func (s *Server) serverMetadata(w http.ResponseWriter, r *http.Request) error {
-	return writeJSON(w, struct {
-		Name       string   `json:"name"`
-		Version    string   `json:"version"`
-		Extensions []string `json:"extensions"`
-	}{serverName, version(), extensions})
+// handleMetadata answers GET /v2 with the extensions of the protocol that the
+// same listener has.
+func (s *Server) handleMetadata(mux *http.ServeMux, extensions ...string) {
+	answer := func(w http.ResponseWriter, r *http.Request) error {
+		return writeJSON(w, struct {
+			Name       string   `json:"name"`
+			Version    string   `json:"version"`
+			Extensions []string `json:"extensions"`
+		}{serverName, version(), extensions})
+	}
+	s.handle(mux, "GET /v2/{$}", "server", answer)
+	s.handle(mux, "GET /v2", "server", answer)
 }
 
 // version is that of the module, as Go recorded it in the binary.

@@ -177,7 +177,8 @@ const one = `{"id":"a7","parameters":{"who":"me"},"inputs":[{"name":"input","sha
 func TestProtocol(t *testing.T) {
 	s := start(t, model(t, small, 1))
 	for _, path := range []string{"/v2", "/v2/"} {
-		expect(t, "GET", s.url+path, "", 200, `"extensions":["binary_tensor_data"`)
+		expect(t, "GET", s.url+path, "", 200, `"extensions":["binary_tensor_data"]`)
+		expect(t, "GET", s.adminURL+path, "", 200, `"extensions":["model_repository"]`)
 	}
 	for _, path := range []string{"/v2/health/live", "/v2/health/ready"} {
 		expect(t, "GET", s.url+path, "", 200, "true")

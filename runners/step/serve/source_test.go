@@ -10,14 +10,18 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/temper-ml/temper/models/onnx"
 	"github.com/temper-ml/temper/runners/step"
@@ -221,8 +225,21 @@ func TestCommandExitCodes(t *testing.T) {
 	}
 }
 
+// Loading may take so long that its time is over before the registry's.
+func TestLoadTimeoutIsUnavailable(t *testing.T) {
+	cmd := &cobra.Command{RunE: func(*cobra.Command, []string) error {
+		return exitError(&LoadError{Unavailable, fmt.Errorf("model: %w", context.DeadlineExceeded)})
+	}}
+	if code := step.Run(t.Context(), cmd, nil, io.Discard, io.Discard); code != step.ExitUnavailable {
+		t.Errorf("exit code %d", code)
+	}
+}
+
 func TestCommandServesAChannel(t *testing.T) {
 	s := newShop(t)
+	var mirrored sink
+	sink := httptest.NewServer(&mirrored)
+	defer sink.Close()
 	s.promote(s.push("a", 1, true))
 	listener, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
 	if err != nil {
@@ -238,7 +255,8 @@ func TestCommandServesAChannel(t *testing.T) {
 	}
 	ended := make(chan end, 1)
 	go func() {
-		code, stderr := runCommand(ctx, "--channel", s.folder+":production", "--key", s.pub, "--listen", address, "--admin-listen", "")
+		code, stderr := runCommand(ctx, "--channel", s.folder+":production", "--key", s.pub, "--listen", address, "--admin-listen", "",
+			"--mirror", sink.URL, "--mirror-fraction", "0")
 		ended <- end{code, stderr}
 	}()
 	version := func() string {
@@ -262,6 +280,7 @@ func TestCommandServesAChannel(t *testing.T) {
 	await("[1]")
 	s.promote(s.push("b", 2, true))
 	await("[2]")
+	expect(t, "POST", "http://"+address+"/v2/models/digits/infer", one, 200, "label")
 	http.DefaultClient.CloseIdleConnections()
 	stop()
 	if e := <-ended; e.code != 0 {
@@ -272,6 +291,9 @@ func TestCommandServesAChannel(t *testing.T) {
 				t.Errorf("not a line of JSON: %s", line)
 			}
 		}
+	}
+	if n := len(mirrored.events); n != 0 { // all that was queued was sent before the end
+		t.Errorf("%d events of a fraction of 0", n)
 	}
 }
 

@@ -43,7 +43,7 @@ type Record struct {
 	Model    string    `json:"model"`              // digest
 	Report   string    `json:"report,omitempty"`   // digest of the report that the gate decided on
 	Previous string    `json:"previous,omitempty"` // digest of the record before, "" for the first
-	Rollback bool      `json:"rollback,omitempty"` // to a model that was in service before, on purpose
+	Rollback bool      `json:"rollback,omitempty"` // on purpose to a model that was in service before, or to a weaker one
 	Reason   string    `json:"reason,omitempty"`   // in a person's words
 	Time     time.Time `json:"time"`
 }
@@ -89,10 +89,12 @@ type Promotion struct {
 	Report  string        // digest of the report that the gate decided on, or ""
 	Reason  string        // for the record, or ""
 
-	// InService, where set, is the digest of the model that the gate compared
-	// with: the promotion is refused where another one is in service by now.
-	InService string
-	// Rollback allows a model that was in service before.
+	// InService is the digest of the model that the gate compared with, "" for
+	// none: the promotion is refused where that has changed by now. It is nil
+	// where nothing was compared.
+	InService *string
+	// Rollback allows a model that was in service before. The record says that
+	// it was asked for, whatever the model.
 	Rollback bool
 
 	Now func() time.Time // time.Now where nil
@@ -139,21 +141,24 @@ func Promote(ctx context.Context, p Promotion) (*Head, error) {
 		if head.Model == verified.Digest {
 			return head, c.move(ctx, head, tagged)
 		}
-		if p.InService != "" && head.Model != p.InService {
-			return nil, &Conflict{p.Channel, fmt.Sprintf("%s is in service, and the gate compared with %s: evaluate again", head.Model, p.InService)}
+		if p.InService != nil && head.Model != *p.InService {
+			with := *p.InService
+			if with == "" {
+				with = "nothing"
+			}
+			return nil, &Conflict{p.Channel, fmt.Sprintf("%s is in service, and the gate compared with %s: promote again", head.Model, with)}
 		}
-		next.Sequence, next.Previous = head.Sequence+1, head.Digest
-		before, err := c.find(ctx, head, verified.Digest)
-		if err != nil {
-			return nil, err
-		}
-		if before != nil {
-			if !p.Rollback {
+		next.Sequence, next.Previous, next.Rollback = head.Sequence+1, head.Digest, p.Rollback
+		if !p.Rollback {
+			before, err := c.find(ctx, head, verified.Digest)
+			if err != nil {
+				return nil, err
+			}
+			if before != nil {
 				return nil, &Conflict{p.Channel, fmt.Sprintf("model %s was in service before, as number %d: going back needs an explicit rollback", verified.Digest, before.Sequence)}
 			}
-			next.Rollback = true
 		}
-	} else if p.InService != "" {
+	} else if p.InService != nil && *p.InService != "" {
 		return nil, &Conflict{p.Channel, "no model is in service, and the gate compared with one"}
 	}
 	if head, err = c.add(ctx, next, p.Signer); err != nil {

@@ -87,7 +87,7 @@ func TestPromote(t *testing.T) {
 }
 
 func TestCase37NoWayBackWithoutRollback(t *testing.T) {
-	l := newLine(t, "oci:"+t.TempDir(), 2)
+	l := newLine(t, "oci:"+t.TempDir(), 3)
 	l.promote(0)
 	l.promote(1)
 	var conflict *channel.Conflict
@@ -99,6 +99,13 @@ func TestCase37NoWayBackWithoutRollback(t *testing.T) {
 	head, err := channel.Promote(t.Context(), back)
 	if err != nil || head.Sequence != 3 || !head.Rollback {
 		t.Errorf("rollback: %+v, %v", head, err)
+	}
+	// What was asked for is on record, whatever the model: the gate did not
+	// compare it.
+	fresh := l.promotion(2)
+	fresh.Rollback = true
+	if head, err = channel.Promote(t.Context(), fresh); err != nil || head.Sequence != 4 || !head.Rollback {
+		t.Errorf("rollback to a new model: %+v, %v", head, err)
 	}
 }
 
@@ -215,7 +222,8 @@ func TestPromoteRefuses(t *testing.T) {
 		"a policy that it does not meet":   func(p *channel.Promotion) { p.Policy.Robustness.Robust = 0.99 },
 		"a signer that is not trusted":     func(p *channel.Promotion) { p.Signer = stranger },
 		"a channel without a name":         func(p *channel.Promotion) { p.Channel = l.place },
-		"a gate that compared with others": func(p *channel.Promotion) { p.InService = digest(l.models[1]) },
+		"a gate that compared with others": func(p *channel.Promotion) { p.InService = new(digest(l.models[1])) },
+		"a gate that compared with none":   func(p *channel.Promotion) { p.InService = new("") },
 	} {
 		p := l.promotion(1)
 		edit(&p)
@@ -227,7 +235,18 @@ func TestPromoteRefuses(t *testing.T) {
 		}
 	}
 	p := l.promotion(1)
-	p.InService = first.Model
+	p.InService = &first.Model
+	if _, err := channel.Promote(t.Context(), p); err != nil {
+		t.Error(err)
+	}
+	p = l.promotion(0)
+	p.Channel = l.place + ":empty"
+	p.InService = &first.Model
+	var conflict *channel.Conflict
+	if _, err := channel.Promote(t.Context(), p); !errors.As(err, &conflict) {
+		t.Errorf("compared with a model where none is in service: %v", err)
+	}
+	p.InService = new("")
 	if _, err := channel.Promote(t.Context(), p); err != nil {
 		t.Error(err)
 	}

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/sigstore/cosign/v2/pkg/cosign"
@@ -89,27 +91,59 @@ type Key struct {
 	public []byte
 }
 
+// Unavailable says that the service that keeps a private key does not answer:
+// trying again later may succeed.
+type Unavailable struct {
+	Key string // reference
+	Err error
+}
+
+func (e *Unavailable) Error() string {
+	return fmt.Sprintf("private key %s is unavailable: %v", e.Key, e.Err)
+}
+func (e *Unavailable) Unwrap() error { return e.Err }
+
+// outages are how an outage reads where only words are left of it: a KMS's
+// plugin is a program of its own, and answers in words.
+var outages = []string{
+	"connection refused", "connection reset", "no such host", "no route to host", "network is unreachable",
+	"timeout", "timed out", "deadline exceeded", "unable to handle the request", "too many requests", "service unavailable",
+}
+
+// unreachable tells an outage of a key's service from a key that is wrong.
+func unreachable(ref string, err error) bool {
+	if !strings.Contains(ref, "://") || strings.HasPrefix(ref, "env://") {
+		return false // here, or nowhere
+	}
+	var network net.Error
+	text := strings.ToLower(err.Error())
+	return errors.As(err, &network) || slices.ContainsFunc(outages, func(words string) bool { return strings.Contains(text, words) })
+}
+
 // LoadKey loads a private key: a file's path, env://VARIABLE,
 // k8s://NAMESPACE/SECRET, or the reference of a key in a KMS, such as
 // awskms://..., through sigstore's plugin for it (a program
 // sigstore-kms-awskms on the path). The password is asked for where the key
-// is a file or in a variable.
+// is a file or in a variable. Where the key's service does not answer the error
+// is an *Unavailable.
 func LoadKey(ctx context.Context, ref string, password Password) (*Key, error) {
 	if strings.HasPrefix(ref, "http://") || strings.HasPrefix(ref, "https://") {
 		return nil, errors.New("a private key is not read from a URL: name a file, env://VARIABLE, k8s://NAMESPACE/SECRET or a KMS")
 	}
 	signer, err := cosignature.SignerVerifierFromKeyRef(ctx, ref, cosign.PassFunc(password), nil)
-	if err != nil {
-		if strings.Contains(err.Error(), "decrypt") {
-			return nil, fmt.Errorf("private key %s: wrong password: set %s", ref, PasswordVariable)
-		}
-		return nil, fmt.Errorf("private key %s: %w", ref, err)
+	var k *Key
+	if err == nil {
+		k, err = NewKey(signer) // a KMS is asked only now
 	}
-	k, err := NewKey(signer)
-	if err != nil {
-		return nil, fmt.Errorf("private key %s: %w", ref, err)
+	switch {
+	case err == nil:
+		return k, nil
+	case unreachable(ref, err):
+		return nil, &Unavailable{ref, err}
+	case strings.Contains(err.Error(), "decrypt"):
+		return nil, fmt.Errorf("private key %s: wrong password: set %s", ref, PasswordVariable)
 	}
-	return k, nil
+	return nil, fmt.Errorf("private key %s: %w", ref, err)
 }
 
 // NewKey is a key that is in memory or in a device of its own.

@@ -1,8 +1,10 @@
 package sign_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -63,6 +65,43 @@ func TestLoadKey(t *testing.T) {
 		}
 	}
 }
+
+// A key's service that does not answer may answer later; a wrong reference is
+// wrong for good.
+func TestLoadKeyOutage(t *testing.T) {
+	dir := t.TempDir()
+	cluster := filepath.Join(dir, "kubeconfig")
+	files := map[string]string{
+		cluster:                                  kubeconfig,
+		filepath.Join(dir, "sigstore-kms-down"):  "#!/bin/sh\necho '{\"errorMessage\":\"dial tcp 10.0.0.1:443: i/o timeout\"}'\nexit 1\n",
+		filepath.Join(dir, "sigstore-kms-wrong"): "#!/bin/sh\necho '{\"errorMessage\":\"404: no such key\"}'\nexit 1\n",
+	}
+	for path, content := range files {
+		if err := os.WriteFile(path, []byte(content), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	t.Setenv("KUBECONFIG", cluster)
+	for ref, outage := range map[string]bool{
+		"k8s://temper/signing-key": true, "down://key": true,
+		"wrong://key": false, "absent://key": false, "k8s://malformed": false, "env://TIMEOUT": false, filepath.Join(dir, "timeout"): false,
+	} {
+		if strings.HasPrefix(ref, "down:") && runtime.GOOS == "windows" {
+			continue // no shell for the plugin
+		}
+		_, err := sign.LoadKey(t.Context(), ref, sign.EnvironmentPassword)
+		var down *sign.Unavailable
+		if err == nil || errors.As(err, &down) != outage || !strings.Contains(err.Error(), ref) {
+			t.Errorf("%s: error %v, an outage: %v", ref, err, outage)
+		}
+	}
+}
+
+// kubeconfig names a cluster that does not answer.
+const kubeconfig = `{"apiVersion": "v1", "kind": "Config", "current-context": "c",
+"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+"contexts": [{"name": "c", "context": {"cluster": "c"}}]}`
 
 func TestCase19PasswordInErrors(t *testing.T) {
 	_, dir := signingtest.KeyFolder(t)

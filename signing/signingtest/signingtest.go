@@ -30,6 +30,18 @@ const Dataset = "sha256:dddddddddddddddddddddddddddddddddddddddddddddddddddddddd
 // clean and 95 under attack. Other seeds are other models.
 func Build(t testing.TB, seed uint64) *signing.Build {
 	t.Helper()
+	return build(t, seed, 100, 98, 95)
+}
+
+// Judged is Build with as many samples as a gate policy asks for: 1,000, of
+// which 980 are right clean and as many as given under attack.
+func Judged(t testing.TB, seed uint64, robust int) *signing.Build {
+	t.Helper()
+	return build(t, seed, 1000, 980, robust)
+}
+
+func build(t testing.TB, seed uint64, samples, clean, robust int) *signing.Build {
+	t.Helper()
 	net, err := nn.New(nn.Description{
 		Name:  "tiny",
 		Input: nn.Shape{Height: 4, Width: 4, Channels: 1},
@@ -45,7 +57,7 @@ func Build(t testing.TB, seed uint64) *signing.Build {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report, err := Report(digest(model)).Encode()
+	report, err := report(digest(model), samples, clean, robust).Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,23 +74,26 @@ func Build(t testing.TB, seed uint64) *signing.Build {
 }
 
 // Report is that of Build.
-func Report(model string) *evaluate.Report {
-	const samples, clean, robust = 100, 98, 95
+func Report(model string) *evaluate.Report { return report(model, 100, 98, 95) }
+
+func report(model string, samples, clean, robust int) *evaluate.Report {
+	share := func(correct int) float64 { return float64(correct) / float64(samples) }
+	confusion := func(correct int) [][]int {
+		wrong, each := samples-correct, samples/2
+		return [][]int{{each - wrong/2, wrong / 2}, {wrong - wrong/2, each - (wrong - wrong/2)}}
+	}
 	bound := func(correct int) float64 { return interval.Lower(correct, samples, evaluate.Confidence) }
 	return &evaluate.Report{
 		ModelDigest: model, Network: "tiny", Dataset: "test", DatasetDigest: Dataset,
 		Threat: attack.Threat{Norm: "linf", Epsilon: 0.3}, Seed: 1,
 		Samples: samples, Confidence: evaluate.Confidence,
-		CleanCorrect: clean, CleanAccuracy: 0.98, CleanAccuracyLowerBound: bound(clean),
-		RobustCorrect: robust, RobustAccuracy: 0.95, RobustAccuracyLowerBound: bound(robust),
+		CleanCorrect: clean, CleanAccuracy: share(clean), CleanAccuracyLowerBound: bound(clean),
+		RobustCorrect: robust, RobustAccuracy: share(robust), RobustAccuracyLowerBound: bound(robust),
 		Attacks: []evaluate.Attack{{Name: "fgsm", Correct: robust, Broken: clean - robust,
-			Accuracy: 0.95, AccuracyLowerBound: bound(robust), SuccessRate: float64(clean-robust) / clean}},
-		Classes: []evaluate.Class{{Name: "0"}, {Name: "1"}},
-		Confusion: evaluate.Confusion{
-			Clean:       [][]int{{49, 1}, {1, 49}},
-			Adversarial: [][]int{{48, 2}, {3, 47}},
-		},
-		Shape: nn.Shape{Height: 4, Width: 4, Channels: 1},
+			Accuracy: share(robust), AccuracyLowerBound: bound(robust), SuccessRate: float64(clean-robust) / float64(clean)}},
+		Classes:   []evaluate.Class{{Name: "0"}, {Name: "1"}},
+		Confusion: evaluate.Confusion{Clean: confusion(clean), Adversarial: confusion(robust)},
+		Shape:     nn.Shape{Height: 4, Width: 4, Channels: 1},
 	}
 }
 

@@ -3,6 +3,7 @@ package keygen
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -43,6 +44,17 @@ is never replaced. Prints the path of the public key.`,
 	}
 	cmd.Flags().StringVar(&dir, "dir", ".", "folder for the two files")
 	return cmd
+}
+
+// Load loads a private key to sign with, as sign.LoadKey does, and gives its
+// error the exit code.
+func Load(ctx context.Context, ref string) (*sign.Key, error) {
+	key, err := sign.LoadKey(ctx, ref, Password)
+	var down *sign.Unavailable
+	if errors.As(err, &down) {
+		return nil, step.Unavailable(err)
+	}
+	return key, step.BadInput(err)
 }
 
 // Password takes the private key's password from $COSIGN_PASSWORD, or asks at

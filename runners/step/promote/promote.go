@@ -20,7 +20,6 @@ import (
 	trust "github.com/temper-ml/temper/runners/step/verify"
 	"github.com/temper-ml/temper/signing"
 	"github.com/temper-ml/temper/signing/channel"
-	"github.com/temper-ml/temper/signing/sign"
 	"github.com/temper-ml/temper/signing/store"
 	"github.com/temper-ml/temper/signing/verify"
 )
@@ -55,9 +54,9 @@ type Job struct {
 // Run verifies, compares with the model in service, promotes and says what is
 // in service now.
 func (j *Job) Run(ctx context.Context, s *step.Step) error {
-	key, err := sign.LoadKey(ctx, j.Key, keygen.Password)
+	key, err := keygen.Load(ctx, j.Key)
 	if err != nil {
-		return step.BadInput(err)
+		return err
 	}
 	rules, err := j.Trust.Rules(ctx)
 	if err != nil {
@@ -88,14 +87,16 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	var absent *store.NotFound
 	switch {
 	case errors.As(err, &absent):
+		promotion.InService = new("")
 	case err != nil:
 		return step.BadInput(err)
 	default:
-		promotion.InService, result.Previous = head.Model, head.Model
-		// What is in service is trusted by its signature: today's policy need
-		// not have been that of its day.
+		promotion.InService, result.Previous = &head.Model, head.Model
+		// What is in service is only compared with, and trusted by its
+		// signature: today's policy need not have been that of its day, and a
+		// model that was revoked since is what has to be replaced.
 		signed := rules
-		signed.Robustness = nil
+		signed.Robustness, signed.Revoked = nil, nil
 		old, err := verify.Load(ctx, head.Reference, signed)
 		if err != nil {
 			return fmt.Errorf("model in service: %w", err)

@@ -45,12 +45,9 @@ type Job struct {
 // Run signs, attests and says what it signed. A model that the policy rejects
 // is not signed.
 func (j *Job) Run(ctx context.Context, s *step.Step) error {
-	key, err := signer.LoadKey(ctx, j.Key, keygen.Password)
+	key, err := keygen.Load(ctx, j.Key)
 	if err != nil {
-		if strings.Contains(j.Key, "://") && !strings.HasPrefix(j.Key, "env://") {
-			return err // a key service may come back
-		}
-		return step.BadInput(err)
+		return err
 	}
 	result := Result{Verdict: "signed"}
 	var all []*subject
@@ -67,7 +64,11 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 		if err != nil {
 			return step.BadInput(fmt.Errorf("%s: %w", ref, err))
 		}
-		a.verdict, result.Reasons = &verdict, verdict.Reasons
+		a.verdict = &verdict
+		if result.Verdict == "rejected" {
+			continue // its reasons are those to tell
+		}
+		result.Reasons = verdict.Reasons
 		if !verdict.Pass {
 			result.Verdict = "rejected"
 		}

@@ -178,9 +178,9 @@ const roundOff = 1e-9
 
 // Validate refuses absent, impossible and contradictory figures.
 func (r *Robustness) Validate() error {
-	for name, digest := range map[string]string{"modelDigest": r.ModelDigest, "datasetDigest": r.DatasetDigest, "reportDigest": r.ReportDigest} {
-		if _, err := sha256Hex(digest); err != nil {
-			return fmt.Errorf("robustness: %s: %w", name, err)
+	for _, d := range []struct{ name, digest string }{{"modelDigest", r.ModelDigest}, {"datasetDigest", r.DatasetDigest}, {"reportDigest", r.ReportDigest}} {
+		if _, err := sha256Hex(d.digest); err != nil {
+			return fmt.Errorf("robustness: %s: %w", d.name, err)
 		}
 	}
 	if r.BaseModelDigest != "" {

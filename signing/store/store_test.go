@@ -586,20 +586,25 @@ func TestCase25OnlyBlobsMayBeLarge(t *testing.T) {
 	large := bytes.Repeat([]byte("x"), maxManifest+1<<20)
 	storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(large) }))
 	defer storage.Close()
-	redirected := ""
+	redirected, to := "", ""
 	place := hostile(t, func(w http.ResponseWriter, req *http.Request, next http.Handler) {
 		if redirected != "" && req.Method == http.MethodGet && strings.Contains(req.URL.Path, redirected) {
-			http.Redirect(w, req, storage.URL+"/v2/m/blobs/sha256:0", http.StatusTemporaryRedirect)
+			http.Redirect(w, req, storage.URL+to, http.StatusTemporaryRedirect)
+			return
+		}
+		if strings.Contains(req.URL.Path, "/x/blobs/y/manifests/") {
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+			w.Write(large)
 			return
 		}
 		next.ServeHTTP(w, req)
 	})
 	at := mustPush(t, place+":v1", &Artifact{Type: testType, Files: []File{{Name: "large", Data: large}}})
-	redirected = "/blobs/" + digestOf(sha256.Sum256(large)).String()
+	redirected, to = "/blobs/"+digestOf(sha256.Sum256(large)).String(), "/object"
 	if a, err := Pull(t.Context(), at, Want{}); err != nil || !bytes.Equal(a.Files[0].Data, large) {
 		t.Errorf("a blob that is elsewhere: %v", err)
 	}
-	redirected = "/manifests/"
+	redirected, to = "/m/manifests/", "/v2/m/blobs/sha256:0"
 	for _, ref := range []string{at, strings.TrimSuffix(place, "/m") + "/x/blobs/y:v1"} {
 		var refused *Refused
 		if _, err := Pull(t.Context(), ref, Want{}); !errors.As(err, &refused) || !strings.Contains(err.Error(), "larger than") {

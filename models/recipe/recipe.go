@@ -27,6 +27,9 @@ type Recipe struct {
 	Clip float64 `yaml:"clip,omitempty" json:"clip,omitempty"`
 	// Guard watches for catastrophic overfitting; see Run.
 	Guard bool `yaml:"guard,omitempty" json:"guard,omitempty"`
+	// KeepBest makes the result the weights that were most robust on held-out
+	// images at an epoch's end, instead of the last; see Run.
+	KeepBest bool `yaml:"keep_best,omitempty" json:"keep_best,omitempty"`
 }
 
 // Adam holds the parameters of the Adam optimiser (Kingma and Ba 2015).
@@ -124,6 +127,9 @@ func (r Recipe) Validate() error {
 	}
 	if !r.Adversarial() && r.Guard {
 		return fmt.Errorf("guard is on, but every phase is standard and cannot overfit to an attack: remove guard")
+	}
+	if !r.Adversarial() && r.KeepBest {
+		return fmt.Errorf("keep_best is on, but every phase is standard and no weights are robust: remove keep_best")
 	}
 	if e := r.Epochs(); e > maxEpochs {
 		return fmt.Errorf("phases: %v epochs in all: must be at most %d", e, maxEpochs)

@@ -25,6 +25,7 @@ func TestRecipeValidate(t *testing.T) {
 		"clean_share is 1.5":                                func(r *Recipe) { r.CleanShare = 1.5 },
 		"method is trades":                                  func(r *Recipe) { r.CleanShare = 0.5 },
 		"every phase is standard: remove clean_share":       func(r *Recipe) { r.Phases, r.CleanShare = r.Phases[:1], 0.5 },
+		"no weights are robust: remove keep_best":           func(r *Recipe) { r.Phases, r.Guard, r.KeepBest = r.Phases[:1], false, true },
 		"cannot overfit to an attack: remove guard":         func(r *Recipe) { r.Phases = r.Phases[:1] },
 		`unknown schedule "cosin"`:                          func(r *Recipe) { r.Schedule.Kind = "cosin" },
 		"go with kind step, not with cosine":                func(r *Recipe) { r.Schedule = Schedule{Kind: "cosine", Every: 2} },

@@ -17,7 +17,7 @@ import (
 
 // A checkpoint file is magic, the length of the head (4 bytes), the head as
 // JSON, the vectors as float32 (the current weights, m, v and moving average,
-// then those to roll back to), and the SHA-256 of all that; numbers are
+// then those to roll back to, then the best weights), and the SHA-256 of all that; numbers are
 // little-endian.
 const (
 	magic = "TEMPERC1"
@@ -28,18 +28,21 @@ const (
 
 // head is the small part of a checkpoint.
 type head struct {
-	Origin      origin     `json:"origin"`
-	Step        int        `json:"step"`    // steps done
-	Updates     int        `json:"updates"` // optimiser steps that Weights have seen
-	Best        float64    `json:"best"`    // the guard's: see guard
-	Rescued     bool       `json:"rescued"`
-	Rollbacks   []Rollback `json:"rollbacks,omitempty"`
-	GoodStep    int        `json:"good_step"`
-	GoodUpdates int        `json:"good_updates"`
-	Loss        float64    `json:"loss"` // sum over this epoch's steps
-	LastLoss    float64    `json:"last_loss"`
-	Parameters  int        `json:"parameters"`
-	Guard       bool       `json:"guard"`
+	Origin       origin     `json:"origin"`
+	Step         int        `json:"step"`    // steps done
+	Updates      int        `json:"updates"` // optimiser steps that Weights have seen
+	Best         float64    `json:"best"`    // the guard's: see guard
+	Rescued      bool       `json:"rescued"`
+	Rollbacks    []Rollback `json:"rollbacks,omitempty"`
+	GoodStep     int        `json:"good_step"`
+	GoodUpdates  int        `json:"good_updates"`
+	Loss         float64    `json:"loss"` // sum over this epoch's steps
+	LastLoss     float64    `json:"last_loss"`
+	Parameters   int        `json:"parameters"`
+	Guard        bool       `json:"guard"`
+	KeepBest     bool       `json:"keep_best"`
+	BestStep     int        `json:"best_step"` // see best
+	BestAccuracy float64    `json:"best_accuracy"`
 }
 
 // origin is what a training grows from: a checkpoint of one resumes no other.
@@ -117,6 +120,9 @@ func vectorBytes(h head) int {
 	if h.Guard {
 		vectors *= 2
 	}
+	if h.KeepBest {
+		vectors++
+	}
 	return 4 * vectors * h.Parameters
 }
 
@@ -147,10 +153,10 @@ func decode(data []byte, want head, total int, vectors [][]float32) (head, error
 	if what := h.Origin.differs(want.Origin); what != "" {
 		return h, fmt.Errorf("it belongs to a training with another %s: delete it or choose another file", what)
 	}
-	if rest = rest[n:]; h.Parameters != want.Parameters || h.Guard != want.Guard || len(rest) != vectorBytes(want) {
+	if rest = rest[n:]; h.Parameters != want.Parameters || h.Guard != want.Guard || h.KeepBest != want.KeepBest || len(rest) != vectorBytes(want) {
 		return h, errDamaged
 	}
-	if h.Step < 0 || h.Step > total || h.Updates < 0 || h.Updates > h.Step || h.GoodStep < 0 || h.GoodStep > h.Step || h.GoodUpdates < 0 || h.GoodUpdates > h.GoodStep {
+	if h.Step < 0 || h.Step > total || h.Updates < 0 || h.Updates > h.Step || h.GoodStep < 0 || h.GoodStep > h.Step || h.GoodUpdates < 0 || h.GoodUpdates > h.GoodStep || h.BestStep < 0 || h.BestStep > h.Step {
 		return h, errDamaged
 	}
 	for _, v := range vectors {

@@ -1,7 +1,6 @@
 package train
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/temper-ml/temper/models/attack"
@@ -35,10 +34,7 @@ type Rollback struct {
 // and nothing else (Wong et al. 2020). It looks at the raw weights, in which
 // the collapse shows before it reaches their moving average.
 type guard struct {
-	x      []float32 // held-out images
-	labels []uint8
-	model  attack.Model
-	seed   uint64
+	heldOut
 
 	best      float64  // accuracy under PGD at the phase's full epsilon so far
 	rescued   bool     // single-step methods are replaced by PGD from now on
@@ -63,11 +59,11 @@ func (g *guard) keep(now *snapshot, step int) {
 func (g *guard) check(now *snapshot, step int, p Phase, threat attack.Threat, full float64) (*Rollback, error) {
 	fgsm, err := g.accuracy(attack.FGSM(threat))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("guard: %w", err)
 	}
 	pgd, err := g.accuracy(attack.PGD(threat, attack.PGDConfig{Steps: guardSteps, Alpha: threat.Epsilon / 4}))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("guard: %w", err)
 	}
 	reason := ""
 	// Training on several steps does not overfit to one; there a gap only
@@ -91,27 +87,4 @@ func (g *guard) check(now *snapshot, step int, p Phase, threat attack.Threat, fu
 	g.rollbacks = g.rollbacks[max(0, len(g.rollbacks)+1-maxRollbacks):] // the latest
 	g.rollbacks = append(g.rollbacks, Rollback{Step: step, To: g.goodStep, FGSM: fgsm, PGD: pgd, Reason: reason})
 	return &g.rollbacks[len(g.rollbacks)-1], nil
-}
-
-// accuracy is the share of the held-out images that the attack fails on. It
-// is short and not interrupted: see trainer.advance.
-func (g *guard) accuracy(a attack.Attack) (float64, error) {
-	adv, err := a.Perturb(context.Background(), g.model, g.x, g.labels, g.seed)
-	if err != nil {
-		return 0, fmt.Errorf("guard: %w", err)
-	}
-	size, classes, right := g.model.Network().Input.Size(), g.model.Network().Classes(), 0
-	for lo := 0; lo < len(g.labels); lo += g.model.Batch() {
-		hi := min(lo+g.model.Batch(), len(g.labels))
-		logits, err := g.model.Logits(adv[lo*size:hi*size], hi-lo)
-		if err != nil {
-			return 0, fmt.Errorf("guard: %w", err)
-		}
-		for i, y := range g.labels[lo:hi] {
-			if attack.Predict(logits[i*classes:(i+1)*classes]) == int(y) {
-				right++
-			}
-		}
-	}
-	return float64(right) / float64(len(g.labels)), nil
 }

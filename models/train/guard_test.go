@@ -34,8 +34,7 @@ func toyGuard(t *testing.T) (*guard, *snapshot) {
 		t.Fatal(err)
 	}
 	held := toy(60, 2)
-	g := &guard{x: make([]float32, 60*16), labels: held.Labels, model: model, good: newSnapshot(make([]float32, len(net.Flat())))}
-	held.Read(g.x, 0, 60)
+	g := &guard{heldOut: holdOut(held, 60, model, 0), good: newSnapshot(make([]float32, len(net.Flat())))}
 	now := newSnapshot(net.Flat())
 	g.reset(&now, 10)
 	return g, &now

@@ -64,8 +64,12 @@ type Result struct {
 // the last weights that passed where accuracy under PGD-10 falls by more than
 // 15 points from its best at full epsilon, or, training on single steps, where
 // accuracy under FGSM exceeds it by more than 25 points; from then on
-// single-step methods go on as PGD-3. Validation is used for nothing else and
-// may be nil without Guard.
+// single-step methods go on as PGD-3.
+//
+// With KeepBest the result is taken from the end of the epoch, among those at
+// full epsilon, whose weights (or their moving average) were most accurate
+// under PGD-20 within the threat on 1,000 images of validation. Validation is
+// used for nothing else and may be nil without Guard and KeepBest.
 //
 // When the context ends, Run writes the checkpoint and returns
 // ErrInterrupted. Running again with the same arguments, net's starting
@@ -103,6 +107,7 @@ type trainer struct {
 	batches  *batches
 	machine  machine
 	guard    *guard // nil without
+	best     *best  // nil without
 	ends     []int  // step after each phase's last
 	partial  []float64
 	now      snapshot // its weights are the network's
@@ -138,6 +143,9 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 	if recipe.Guard && validation.Len() == 0 {
 		return nil, errors.New("recipe: guard is on, but there are no validation images for it: hold some out or turn it off")
 	}
+	if recipe.KeepBest && validation.Len() == 0 {
+		return nil, errors.New("recipe: keep_best is on, but there are no validation images for it: hold some out or turn it off")
+	}
 	recipe.Optimiser = recipe.Optimiser.WithDefaults()
 
 	model, err := graph.NewAttack(net, recipe.Batch)
@@ -163,12 +171,10 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 		t.log = slog.New(slog.DiscardHandler)
 	}
 	if recipe.Guard {
-		n := min(guardImages, validation.Len())
-		t.guard = &guard{
-			x: make([]float32, n*net.Input.Size()), labels: validation.Labels[:n], model: model, seed: seed,
-			good: newSnapshot(make([]float32, len(flat))),
-		}
-		validation.Read(t.guard.x, 0, n)
+		t.guard = &guard{heldOut: holdOut(validation, guardImages, model, seed), good: newSnapshot(make([]float32, len(flat)))}
+	}
+	if recipe.KeepBest {
+		t.best = &best{heldOut: holdOut(validation, bestImages, model, seed), weights: make([]float32, len(flat))}
 	}
 	epochs := 0.0
 	for _, p := range recipe.Phases {
@@ -230,6 +236,13 @@ func (t *trainer) run(ctx context.Context) (*Result, error) {
 			images := float64((t.step - epochStep) * t.recipe.Batch)
 			t.log.Info("epoch", "epoch", (t.step+per-1)/per, "of", math.Ceil(float64(t.total())/float64(per)), "method", p.Method, "loss", round(t.lastLoss),
 				"learning_rate", rate, "epsilon", round(epsilon), "images_per_second", math.Round(images/time.Since(epochStarted).Seconds()))
+			if t.best != nil && p.Method != "standard" && epsilon == p.EpsilonAt(p.EpsilonRampEpochs, t.threat) {
+				accuracy, err := t.best.look(t.result(), t.step, t.threat)
+				if err != nil {
+					return nil, fmt.Errorf("training: step %d: %w", t.step, err)
+				}
+				t.log.Info("held out", "step", t.step, "pgd_accuracy", round(accuracy), "best_step", t.best.step)
+			}
 			epochStarted, epochStep = time.Now(), t.step
 		}
 		if t.opts.Checkpoint != "" && (time.Since(t.saved) >= checkpointEvery || t.step == t.total()) {
@@ -238,8 +251,10 @@ func (t *trainer) run(ctx context.Context) (*Result, error) {
 			}
 		}
 	}
-	if t.recipe.EMA > 0 {
-		copy(t.net.Flat(), t.now.ema)
+	if t.best != nil && t.best.step > 0 {
+		copy(t.net.Flat(), t.best.weights)
+	} else {
+		copy(t.net.Flat(), t.result())
 	}
 	if err := t.net.Check(); err != nil {
 		return nil, fmt.Errorf("training: the trained %w", err)
@@ -249,6 +264,14 @@ func (t *trainer) run(ctx context.Context) (*Result, error) {
 		r.Rollbacks = t.guard.rollbacks
 	}
 	return r, nil
+}
+
+// result is what the training would give if it ended now.
+func (t *trainer) result() []float32 {
+	if t.recipe.EMA > 0 {
+		return t.now.ema
+	}
+	return t.now.weights
 }
 
 func round(x float64) float64 { return math.Round(x*1e4) / 1e4 }
@@ -339,6 +362,10 @@ func (t *trainer) head() (head, [][]float32) {
 		h.GoodStep, h.GoodUpdates = g.goodStep, g.good.updates
 		vectors = append(vectors, g.good.vectors()...)
 	}
+	if b := t.best; b != nil {
+		h.KeepBest, h.BestStep, h.BestAccuracy = true, b.step, b.accuracy
+		vectors = append(vectors, b.weights)
+	}
 	return h, vectors
 }
 
@@ -375,6 +402,9 @@ func (t *trainer) resume() error {
 	if g := t.guard; g != nil {
 		g.best, g.rescued, g.rollbacks = h.Best, h.Rescued, h.Rollbacks
 		g.goodStep, g.good.updates = h.GoodStep, h.GoodUpdates
+	}
+	if b := t.best; b != nil {
+		b.step, b.accuracy = h.BestStep, h.BestAccuracy
 	}
 	t.log.Info("resumed", "checkpoint", t.opts.Checkpoint, "step", t.step, "of", t.total())
 	return nil

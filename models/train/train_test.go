@@ -61,7 +61,7 @@ func everything() Recipe {
 			{Method: "pgd", Epochs: 1, Steps: 3, Alpha: 0.05},
 			{Method: "trades", Epochs: 1, Steps: 2, Alpha: 0.05, Beta: 3},
 		},
-		EMA: 0.99, Clip: 1, Guard: true,
+		EMA: 0.99, Clip: 1, Guard: true, KeepBest: true,
 	}
 }
 
@@ -318,9 +318,9 @@ func TestDamagedCheckpointIsRefused(t *testing.T) {
 }
 
 func FuzzCheckpoint(f *testing.F) {
-	want := head{Parameters: 3, Guard: true}
+	want := head{Parameters: 3, Guard: true, KeepBest: true}
 	vectors := func() (v [][]float32) {
-		for range 8 {
+		for range 9 {
 			v = append(v, make([]float32, 3))
 		}
 		return v
@@ -392,8 +392,14 @@ func TestInputThatDoesNotFit(t *testing.T) {
 	other := toy(405, 1)
 	other.Classes = other.Classes[:3]
 	for want, run := range map[string]func() error{
-		"hold some out": func() error {
+		"guard is on, but there are no validation images": func() error {
 			_, err := Run(context.Background(), toyNetwork(t), toy(405, 1), nil, guarded, threat, 1, Options{})
+			return err
+		},
+		"keep_best is on, but there are no validation images": func() error {
+			keeping := mixture()
+			keeping.KeepBest = true
+			_, err := Run(context.Background(), toyNetwork(t), toy(405, 1), nil, keeping, threat, 1, Options{})
 			return err
 		},
 		"in 4 classes": func() error {

@@ -693,7 +693,7 @@ func (d *demo) strike(live *service, hostile []float32, test *dataset.Set) (floa
 	labels := d.count(t, test)
 	accuracy := t.accuracy(test.Labels)
 	tone := report.Bad
-	if accuracy > 0.5 {
+	if accuracy > 0.9*d.result.CleanAccuracy {
 		tone = report.Good
 	}
 	d.event(tone, "under attack", "%s of the answers are right", report.Percent(accuracy))

@@ -19,6 +19,7 @@ import (
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -313,31 +314,29 @@ type entry struct {
 	descriptor ocispec.Descriptor
 }
 
-// readIndex returns the entries of index.json, and the file's state for
-// changed. Entries that other tools wrote are in the folder's own repository.
-func (l *layout) readIndex() ([]entry, fs.FileInfo, error) {
+// readIndex returns the entries of index.json, and a digest of the file, ""
+// where there is none. (Its time and size would not do: two changes can fall
+// into one tick of the file system's clock.) Entries that other tools wrote
+// are in the folder's own repository.
+func (l *layout) readIndex() ([]entry, digest.Digest, error) {
 	if l.root == nil {
-		return nil, nil, nil
-	}
-	info, err := l.root.Lstat(ocispec.ImageIndexFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, nil
-	}
-	if err != nil {
-		return nil, nil, err
+		return nil, "", nil
 	}
 	data, err := readRegular(l.root, ocispec.ImageIndexFile, maxIndex)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "", nil
+	}
 	if err != nil {
-		return nil, nil, err
+		return nil, "", err
 	}
 	var index ocispec.Index
 	if err := json.Unmarshal(data, &index); err != nil {
-		return nil, nil, fmt.Errorf("oci:%s: %s: %w", l.dir, ocispec.ImageIndexFile, err)
+		return nil, "", fmt.Errorf("oci:%s: %s: %w", l.dir, ocispec.ImageIndexFile, err)
 	}
 	entries := make([]entry, 0, len(index.Manifests))
 	for _, d := range index.Manifests {
 		if !digestPattern.MatchString(d.Digest.String()) || d.Size < 0 || d.Size > maxManifest {
-			return nil, nil, fmt.Errorf("oci:%s: %s lists a manifest with digest %.100q and %d bytes: refused", l.dir, ocispec.ImageIndexFile, d.Digest, d.Size)
+			return nil, "", fmt.Errorf("oci:%s: %s lists a manifest with digest %.100q and %d bytes: refused", l.dir, ocispec.ImageIndexFile, d.Digest, d.Size)
 		}
 		e := entry{repository: folderRepository, tag: d.Annotations[ocispec.AnnotationRefName], descriptor: d}
 		if repo := d.Annotations[repositoryAnnotation]; repositoryPattern.MatchString(repo) {
@@ -348,10 +347,11 @@ func (l *layout) readIndex() ([]entry, fs.FileInfo, error) {
 		}
 		entries = append(entries, e)
 	}
-	return entries, info, nil
+	return entries, digest.FromBytes(data), nil
 }
 
-func (l *layout) writeIndex(entries []entry) (fs.FileInfo, error) {
+// writeIndex replaces index.json and returns its digest.
+func (l *layout) writeIndex(entries []entry) (digest.Digest, error) {
 	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
 	index.SchemaVersion = 2
 	for _, e := range entries {
@@ -360,12 +360,13 @@ func (l *layout) writeIndex(entries []entry) (fs.FileInfo, error) {
 	}
 	data, err := json.MarshalIndent(index, "", "  ")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	if err := l.replace(ocispec.ImageIndexFile, append(data, '\n')); err != nil {
-		return nil, err
+	data = append(data, '\n')
+	if err := l.replace(ocispec.ImageIndexFile, data); err != nil {
+		return "", err
 	}
-	return l.root.Lstat(ocispec.ImageIndexFile)
+	return digest.FromBytes(data), nil
 }
 
 // newEntry describes a manifest as index.json lists it.

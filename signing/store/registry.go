@@ -62,7 +62,7 @@ type Registry struct {
 	// Writes are handled here: its own keeps uploads in memory.
 	mu     sync.Mutex
 	reads  http.Handler
-	loaded fs.FileInfo // of the index.json that reads holds, nil for none
+	loaded digest.Digest // of the index.json that reads holds, "" for none
 
 	uploadsMu sync.Mutex
 	uploads   map[string]*upload
@@ -207,11 +207,11 @@ func (g *Registry) refreshLocked() ([]entry, error) {
 			}
 		}
 	}
-	entries, info, err := g.layout.readIndex()
+	entries, state, err := g.layout.readIndex()
 	if err != nil {
 		return nil, err
 	}
-	if g.reads != nil && sameState(info, g.loaded) {
+	if g.reads != nil && state == g.loaded {
 		return entries, nil
 	}
 	reads := ggcr.New(ggcr.WithBlobHandler(g.layout), ggcr.WithReferrersSupport(true), ggcr.Logger(log.New(io.Discard, "", 0)))
@@ -220,15 +220,8 @@ func (g *Registry) refreshLocked() ([]entry, error) {
 			return nil, fmt.Errorf("oci:%s: %w", g.layout.dir, err)
 		}
 	}
-	g.reads, g.loaded = reads, info
+	g.reads, g.loaded = reads, state
 	return entries, nil
-}
-
-func sameState(a, b fs.FileInfo) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 // load puts a manifest of the layout into memory, after those that it lists.
@@ -607,7 +600,7 @@ func (g *Registry) change(edit func([]entry) ([]entry, error)) error {
 	}
 	// Until index.json is written, memory may be ahead of it.
 	loaded := g.loaded
-	g.loaded = nil
+	g.loaded = ""
 	entries, err := edit(before)
 	if err != nil {
 		g.reads = nil
@@ -619,12 +612,12 @@ func (g *Registry) change(edit func([]entry) ([]entry, error)) error {
 		g.loaded = loaded
 		return nil
 	}
-	info, err := g.layout.writeIndex(entries)
+	state, err := g.layout.writeIndex(entries)
 	if err != nil {
 		g.reads = nil
 		return err
 	}
-	g.loaded = info
+	g.loaded = state
 	return nil
 }
 

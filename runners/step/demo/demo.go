@@ -64,6 +64,8 @@ const (
 	// pause between a user's requests while the defence trains: the machine's
 	// cores are for the training then.
 	pause = 50 * time.Millisecond
+	// undefendedAccuracy is what the first model must have.
+	undefendedAccuracy = 0.9
 	// afterReload is how long the load goes on at full speed once the new model
 	// answers.
 	afterReload = time.Second
@@ -94,9 +96,9 @@ type Result struct {
 	DroppedRequests        int `json:"dropped_requests"` // through the defence and the reload
 	Requests               int `json:"requests"`
 
-	Verdict        string `json:"verdict"`
+	Verdict        string `json:"verdict"`         // of the gate on the hardened model: pass, or fail and nothing is promoted
 	ModelDigest    string `json:"model_digest"`    // of the first model's artifact
-	PromotedDigest string `json:"promoted_digest"` // of the hardened model's artifact
+	PromotedDigest string `json:"promoted_digest"` // of the hardened model's artifact; "" where the gate rejected it
 	Sequence       int    `json:"sequence"`        // of the promotion in its channel
 
 	SecondsTotal float64            `json:"seconds_total"`
@@ -337,6 +339,7 @@ func (d *demo) prepare() error {
 func (d *demo) writeUndefended() error {
 	policy := d.zoo.Policy
 	policy.Threat = attack.Threat{} // the model's, below
+	policy.MinCleanAccuracy = min(policy.MinCleanAccuracy, undefendedAccuracy)
 	policy.MinRobustAccuracy = 0
 	data, err := yaml.Marshal(map[string]any{
 		"name": d.zoo.Name, "network": d.zoo.Network, "dataset": d.zoo.Dataset, "threat": d.zoo.Threat, "policy": policy,
@@ -457,14 +460,16 @@ func (d *demo) promote(m *model, policy string) error {
 }
 
 // rejected says why the gate turned a model down.
-func rejected(reasons []gate.Reason) error {
+type rejected []gate.Reason
+
+func (reasons rejected) Error() string {
 	var why []string
 	for _, r := range reasons {
 		if !r.Pass {
 			why = append(why, r.String())
 		}
 	}
-	return fmt.Errorf("the gate rejected the model, and the service stays as it is: %s", strings.Join(why, "; "))
+	return "the gate rejected the model, and the service stays as it is: " + strings.Join(why, "; ")
 }
 
 func (d *demo) channel() string { return d.base + ":production" }
@@ -621,7 +626,12 @@ func (d *demo) incident(live *service, first *model, test *dataset.Set) (second 
 	load := d.clients.start(d.ctx, slices.Concat(clean[:part], hostile[:part]), slices.Concat(labels, labels), pause, &d.requests)
 	begun := int(d.requests.Load())
 	second, err = d.defend(first)
-	if err == nil {
+	turnedDown := new(rejected)
+	switch {
+	case errors.As(err, turnedDown):
+		err = nil
+		d.event(report.Bad, "rejected", "%v", *turnedDown)
+	case err == nil:
 		load.pause.Store(0)
 		err = d.phase("reload", "reloading under load", func() error { return d.reload(live, second) })
 	}
@@ -633,8 +643,10 @@ func (d *demo) incident(live *service, first *model, test *dataset.Set) (second 
 	if d.result.DroppedRequests = load.dropped; load.err != nil {
 		d.step.Log.Warn("a request was dropped", "error", load.err)
 	}
-	d.result.PromotedDigest = digestOf(second.packed)
-	d.event(report.Good, "promoted", "record %d: model %s answers; %d requests dropped", d.result.Sequence, short(d.result.PromotedDigest), d.result.DroppedRequests)
+	if d.result.Verdict == "pass" {
+		d.result.PromotedDigest = digestOf(second.packed)
+		d.event(report.Good, "promoted", "record %d: model %s answers; %d requests dropped", d.result.Sequence, short(d.result.PromotedDigest), d.result.DroppedRequests)
+	}
 	return second, hostile, d.again(live, second, clean, hostile, test)
 }
 
@@ -757,7 +769,7 @@ func (d *demo) defend(first *model) (*model, error) {
 	d.result.Verdict = second.report.Verdict
 	d.result.PGDAccuracy, d.result.PGDAccuracyLowerBound = second.report.RobustAccuracy, second.report.RobustAccuracyLowerBound
 	if second.report.Verdict != "pass" {
-		return nil, rejected(second.report.Reasons)
+		return second, rejected(second.report.Reasons)
 	}
 	d.event(report.Good, "gate passed", "%s right in the worst case of %s", report.Percent(second.report.RobustAccuracy), strings.Join(d.zoo.Policy.Attacks, " and "))
 	if err := d.phase("sign", "packing and signing it", func() error { return d.packAndSign(second, "2", d.model) }); err != nil {
@@ -812,7 +824,7 @@ func (d *demo) reload(live *service, second *model) error {
 // again lets the same attacker try the promoted model.
 func (d *demo) again(live *service, second *model, clean, hostile []float32, test *dataset.Set) error {
 	var t *traffic
-	err := d.phase("recovered", "%d clean requests to the promoted model", func() (err error) {
+	err := d.phase("recovered", "%d clean requests to the model in service", func() (err error) {
 		t, err = d.send(live, clean)
 		return err
 	}, test.Len())
@@ -821,7 +833,7 @@ func (d *demo) again(live *service, second *model, clean, hostile []float32, tes
 	}
 	d.answers.after = d.count(t, test)
 	d.result.RecoveredCleanAccuracy = t.accuracy(test.Labels)
-	d.event(report.Good, "clean traffic", "%s right", report.Percent(d.result.RecoveredCleanAccuracy))
+	d.event(report.Neutral, "clean traffic", "%s right", report.Percent(d.result.RecoveredCleanAccuracy))
 
 	err = d.phase("transfer", "the first attack's %d images once more", func() (err error) {
 		t, err = d.send(live, hostile)
@@ -832,7 +844,7 @@ func (d *demo) again(live *service, second *model, clean, hostile []float32, tes
 	}
 	d.answers.afterSameImages = d.count(t, test)
 	d.result.TransferAccuracy = t.accuracy(test.Labels)
-	d.event(report.Good, "old attack", "%s right", report.Percent(d.result.TransferAccuracy))
+	d.event(report.Neutral, "old attack", "%s right", report.Percent(d.result.TransferAccuracy))
 
 	anew, err := d.attacker("attack", clean, test)
 	if err != nil {

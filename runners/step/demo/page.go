@@ -17,6 +17,12 @@ const exampleImages = 8
 // writePage writes the report of the incident.
 func (d *demo) writePage(first, second *model, test *dataset.Set, hostile []float32) error {
 	r := &d.result
+	recovered := report.Figure{Label: "Recovered", Value: report.Percent(r.RecoveredAccuracy), Note: "the same attacker, against the promoted model", Tone: report.Good}
+	hardened := report.Model{Role: "promoted", Digest: r.PromotedDigest, SignedBy: "demo", Clean: second.report.CleanAccuracy, Robust: second.report.RobustAccuracy}
+	if r.PromotedDigest == "" {
+		recovered.Label, recovered.Note, recovered.Tone = "Attacked again", "the gate rejected the hardened model", report.Bad
+		hardened.Role, hardened.Digest, hardened.SignedBy = "rejected", digestOf(second.network), "nobody"
+	}
 	p := &report.Page{
 		Title: "What happened when the model was attacked",
 		Lead: fmt.Sprintf("One incident on %s, network %s, played by temper demo: every request over HTTP, every attack made from the weights of the model in service, each pixel changed by up to %v.",
@@ -24,7 +30,7 @@ func (d *demo) writePage(first, second *model, test *dataset.Set, hostile []floa
 		Figures: []report.Figure{
 			{Label: "Clean accuracy", Value: report.Percent(r.CleanAccuracy), Note: "before the attack"},
 			{Label: "Under attack", Value: report.Percent(r.AttackedAccuracy), Note: "FGSM, white box", Tone: report.Bad},
-			{Label: "Recovered", Value: report.Percent(r.RecoveredAccuracy), Note: "the same attacker, against the promoted model", Tone: report.Good},
+			recovered,
 			{Label: "Detected after", Value: fmt.Sprint(r.DetectionDelayRequests), Note: fmt.Sprintf("hostile requests; %d false alarms in %d", r.FalseAlarms, r.CleanRequests)},
 			{Label: "Dropped", Value: fmt.Sprint(r.DroppedRequests), Note: fmt.Sprintf("of %d requests, reload included", r.Requests)},
 		},
@@ -36,7 +42,7 @@ func (d *demo) writePage(first, second *model, test *dataset.Set, hostile []floa
 		Examples: d.examples(test, hostile),
 		Models: []report.Model{
 			{Role: "attacked", Digest: r.ModelDigest, SignedBy: "demo", Clean: first.report.CleanAccuracy, Robust: first.report.RobustAccuracy},
-			{Role: "promoted", Digest: r.PromotedDigest, SignedBy: "demo", Clean: second.report.CleanAccuracy, Robust: second.report.RobustAccuracy},
+			hardened,
 		},
 		Facts: report.Provenance(second.report.Report),
 	}
@@ -116,12 +122,16 @@ func (d *demo) table() string {
 	row("under attack", "%s", report.Percent(r.AttackedAccuracy))
 	row("after the defence, attacked anew", "%s", report.Percent(r.RecoveredAccuracy))
 	row("after the defence, clean", "%s", report.Percent(r.RecoveredCleanAccuracy))
-	row("worst case in the signed report", "%s (at least %s)", report.Percent(r.PGDAccuracy), report.Percent(r.PGDAccuracyLowerBound))
+	row("hardened model, worst case of gate", "%s (at least %s)", report.Percent(r.PGDAccuracy), report.Percent(r.PGDAccuracyLowerBound))
 	row("detected after", "%d hostile requests", r.DetectionDelayRequests)
 	row("false alarms", "%d in %d clean requests", r.FalseAlarms, r.CleanRequests)
 	row("dropped", "%d of %d requests", r.DroppedRequests, r.Requests)
 	row("model", "%s", r.ModelDigest)
-	row("promoted", "%s", r.PromotedDigest)
+	if r.PromotedDigest != "" {
+		row("promoted", "%s", r.PromotedDigest)
+	} else {
+		row("promoted", "nothing: the gate rejected the hardened model")
+	}
 	fmt.Fprintln(&b)
 	for _, name := range d.order {
 		row(name, "%6.1f s", r.Seconds[name])

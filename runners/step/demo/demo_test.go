@@ -144,15 +144,32 @@ func TestBadInput(t *testing.T) {
 func TestInterruptedDemoGoesOn(t *testing.T) {
 	folder := t.TempDir()
 	notes := filepath.Join(folder, "notes.txt")
+	progress := filepath.Join(t.TempDir(), "progress")
+	t.Setenv("ARGO_PROGRESS_FILE", progress)
+	// run interrupts the demo once its first training has made some steps.
 	run := func(want int, args ...string) string {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // in the first training
+		os.Remove(progress)
+		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		var out, tell bytes.Buffer
-		if code := step.Run(ctx, Command(), append(args, "--dir", folder, "--epochs", "100"), &out, &tell); code != want {
-			t.Fatalf("exit code %d, want %d: %s", code, want, tell.String())
+		done := make(chan int)
+		go func() {
+			done <- step.Run(ctx, Command(), append(args, "--dir", folder, "--epochs", "100"), &out, &tell)
+		}()
+		for {
+			select {
+			case code := <-done:
+				if code != want {
+					t.Fatalf("exit code %d, want %d: %s", code, want, tell.String())
+				}
+				return tell.String()
+			case <-time.After(20 * time.Millisecond):
+				if now, err := os.ReadFile(progress); err == nil && !strings.HasPrefix(string(now), "0/") {
+					cancel()
+				}
+			}
 		}
-		return tell.String()
 	}
 	run(step.ExitInterrupted)
 	if err := os.WriteFile(notes, nil, 0o600); err != nil {

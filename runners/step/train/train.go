@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -79,7 +80,8 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 		return j.interrupted(refused(err))
 	}
 	m, err := artifact.PushNetwork(ctx, j.Output, j.Network, splits.Validation, &artifact.Training{
-		Network: j.Name, Dataset: step.RedactURLs(splits.Name), DatasetDigest: splits.Digest(), RecipeName: j.RecipeName, Recipe: j.Recipe,
+		Network: j.Name, Dataset: step.RedactURLs(splits.Name), DatasetDigest: splits.Digest(), RecipeName: filepath.Base(j.RecipeName), Recipe: j.Recipe, // where a file lies must not change the digest
+
 		Threat: j.Threat, Seed: j.Seed, BaseDigest: j.BaseDigest,
 	})
 	if err != nil {

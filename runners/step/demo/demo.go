@@ -130,7 +130,7 @@ Presets:
 	flags := cmd.Flags()
 	flags.StringVar(&d.preset, "preset", "default", strings.Join(presetNames(), " or "))
 	flags.StringVar(&d.model, "model", "", "model of the zoo, or the path of a YAML file, in place of the preset's")
-	step.Float(flags, &d.epochs, "epochs", 0, 0, train.MaxEpochs, "epochs of each training; 0 keeps the recipes' own (fewer raise a constant learning rate)")
+	step.Float(flags, &d.epochs, "epochs", 0, 0, train.MaxEpochs, "epochs of each training; 0 keeps the recipes' own (fewer make a constant learning rate rise and fall)")
 	flags.Uint64Var(&d.seed, "seed", 1, "seed of everything random")
 	flags.StringVar(&d.folder, "dir", "temper-demo", "folder for what the demo makes; that of an earlier demo is replaced")
 	step.Int(flags, &d.samples, "samples", 10_000, 2_000, 10_000, "test images that are sent, clean and attacked")
@@ -783,14 +783,16 @@ func (d *demo) defend(first *model) (*model, error) {
 }
 
 // retrainRecipe writes the zoo model's retraining recipe where the step can
-// read it. With fewer epochs a constant learning rate rises to that of the
-// first training at most, so that the weights get as far: at 1e-4 the paper's
-// defence needs all of its 20 epochs.
+// read it. With fewer epochs a constant learning rate becomes one that rises
+// and falls with the same area, its peak at most that of the first training, so
+// that the weights get as far and settle: at 1e-4 the paper's defence needs all
+// of its 20 epochs.
 func (d *demo) retrainRecipe() (string, error) {
 	r := d.zoo.Retrain
 	if whole := r.Epochs(); d.epochs > 0 && d.epochs < whole && r.Schedule.Kind == "constant" {
 		rate := &r.Optimiser.LearningRate
-		*rate = max(*rate, min(*rate*whole/d.epochs, d.zoo.Train.Optimiser.LearningRate))
+		*rate = max(*rate, min(2**rate*whole/d.epochs, d.zoo.Train.Optimiser.LearningRate))
+		r.Schedule.Kind = "triangular"
 	}
 	data, err := yaml.Marshal(r)
 	if err != nil {

@@ -17,7 +17,6 @@ import (
 	"github.com/temper-ml/temper/models/gate"
 	"github.com/temper-ml/temper/models/nn/graph"
 	"github.com/temper-ml/temper/models/report"
-	"github.com/temper-ml/temper/models/zoo"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
 )
@@ -189,9 +188,9 @@ in either case. Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise.`,
 				}
 				return j.Run(cmd.Context(), step.From(cmd))
 			}
-			model, err := zoo.Load(policy)
+			model, err := artifact.Definition(cmd.Context(), policy)
 			if err != nil {
-				return step.BadInput(fmt.Errorf("policy: %w", err))
+				return fmt.Errorf("policy: %w", err)
 			}
 			j.Policy = &model.Policy
 			if given("min-clean-accuracy") {
@@ -219,7 +218,7 @@ in either case. Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise.`,
 	flags.StringSliceVar(&j.Attacks, "attacks", []string{"fgsm", "pgd-20"}, "attacks, separated by commas; the policy's where there is one")
 	step.Int(flags, &j.Samples, "samples", 1000, 1, 1_000_000, "how many test images; at least the policy's where there is one")
 	flags.Uint64Var(&j.Seed, "seed", 1, "seed of the attacks' random starts")
-	flags.StringVar(&policy, "policy", "", "model of the zoo, or YAML file, whose gate policy decides")
+	flags.StringVar(&policy, "policy", "", "model of the zoo, YAML file or reference of one, whose gate policy decides")
 	step.Fraction(flags, &minClean, "min-clean-accuracy", 0, "least lower bound of the clean accuracy, instead of the policy's")
 	step.Fraction(flags, &minRobust, "min-robust-accuracy", 0, "least lower bound of the robust accuracy, instead of the policy's")
 	flags.StringVar(&j.Against, "against", "", "report of the model in service, a reference or JSON file: the gate then refuses a step back")

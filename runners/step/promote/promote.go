@@ -13,7 +13,6 @@ import (
 
 	"github.com/temper-ml/temper/models/evaluate"
 	"github.com/temper-ml/temper/models/gate"
-	"github.com/temper-ml/temper/models/zoo"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
 	"github.com/temper-ml/temper/runners/step/keygen"
@@ -65,9 +64,9 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	if len(rules.Keys) == 0 { // who promotes trusts what the same key signed
 		rules.Keys = []verify.Key{{Name: "the promoting key", PEM: key.PublicKey()}}
 	}
-	model, err := zoo.Load(j.Trust.Policy)
+	model, err := artifact.Definition(ctx, j.Trust.Policy)
 	if err != nil {
-		return step.BadInput(fmt.Errorf("policy: %w", err))
+		return fmt.Errorf("policy: %w", err)
 	}
 	candidate, err := verify.Load(ctx, j.Model, rules)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 func Command() *cobra.Command {
 	var (
 		j                  train.Job
-		model              string
+		model, network     string
 		epochs, cleanShare float64
 	)
 	cmd := &cobra.Command{
@@ -30,11 +30,25 @@ same command goes on and gives the same digest.`,
   temper retrain --model model.onnx --recipe fast --clean-share 0.3 --output oci:out:robust`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var err error
-			if j.Recipe, err = zoo.LoadRecipe(j.RecipeName); err != nil {
+			given := cmd.Flags().Changed
+			definition, err := &zoo.Model{}, error(nil)
+			if network != "" {
+				if definition, err = artifact.Definition(cmd.Context(), network); err != nil {
+					return err
+				}
+				if !given("dataset") {
+					j.Dataset = definition.Dataset
+				}
+				if !given("epsilon") {
+					j.Threat.Epsilon = definition.Threat.Epsilon
+				}
+			}
+			if network != "" && (!given("recipe") || j.RecipeName == "") {
+				j.RecipeName, j.Recipe = definition.Name, definition.Retrain
+			} else if j.Recipe, err = zoo.LoadRecipe(j.RecipeName); err != nil {
 				return step.BadInput(err)
 			}
-			j.Adapt(epochs, cleanShare, cmd.Flags().Changed("clean-share"))
+			j.Adapt(epochs, cleanShare, given("clean-share"))
 			base, err := artifact.ReadModel(cmd.Context(), model)
 			if err != nil {
 				return err
@@ -49,6 +63,7 @@ same command goes on and gives the same digest.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&model, "model", "", "the attacked model: a reference, or an ONNX file")
+	flags.StringVar(&network, "network", "", "model of the zoo, or a YAML file or the reference of one, that gives recipe, data set and epsilon where their flags do not")
 	flags.StringVar(&j.Dataset, "dataset", "mnist", "mnist, a folder of IDX files, URL#sha256:..., or a reference")
 	flags.StringVar(&j.RecipeName, "recipe", "fast", "recipe of the zoo, or the path of a YAML file")
 	train.Flags(flags, &j, &epochs, &cleanShare)

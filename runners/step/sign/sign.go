@@ -16,7 +16,6 @@ import (
 	"github.com/temper-ml/temper/models/evaluate"
 	"github.com/temper-ml/temper/models/gate"
 	"github.com/temper-ml/temper/models/onnx"
-	"github.com/temper-ml/temper/models/zoo"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
 	"github.com/temper-ml/temper/runners/step/keygen"
@@ -257,9 +256,9 @@ Prints each reference with its digest. Signing again changes nothing.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			j.References = args
 			if policy != "" {
-				model, err := zoo.Load(policy)
+				model, err := artifact.Definition(cmd.Context(), policy)
 				if err != nil {
-					return step.BadInput(fmt.Errorf("policy: %w", err))
+					return fmt.Errorf("policy: %w", err)
 				}
 				j.Policy, j.PolicyName = &model.Policy, model.Name
 			}
@@ -269,7 +268,7 @@ Prints each reference with its digest. Signing again changes nothing.`,
 	flags := cmd.Flags()
 	flags.StringVar(&j.Key, "key", "", "private key: a file, env://VARIABLE, k8s://NAMESPACE/SECRET, or a KMS reference")
 	flags.StringVar(&j.Report, "report", "", "report to attest to, a reference or JSON file (default: the one in the packed model)")
-	flags.StringVar(&policy, "policy", "", "model of the zoo, or YAML file, whose gate policy decides")
+	flags.StringVar(&policy, "policy", "", "model of the zoo, YAML file or reference of one, whose gate policy decides")
 	cmd.MarkFlagRequired("key")
 	return cmd
 }

@@ -162,8 +162,8 @@ func Command() *cobra.Command {
 		Long: `Train a network from random weights and push it as an artifact: model.onnx and
 training.json, which says how it was made. Prints the reference with its digest.
 
-NETWORK, or --network, is a model of the zoo or the path of a YAML file like
-those in models/zoo; it also names the data set, recipe and threat model that
+NETWORK, or --network, is a model of the zoo, or a YAML file like those in
+models/zoo or the reference of one; it also names the data set, recipe and threat model that
 the flags below can replace. With --checkpoint, SIGTERM keeps the state and
 exits with code 5; the same command goes on and gives the same digest.`,
 		Example: `  temper train wong --output oci:out:standard
@@ -178,9 +178,9 @@ exits with code 5; the same command goes on and gives the same digest.`,
 				}
 				network = args[0]
 			}
-			model, err := zoo.Load(network)
+			model, err := artifact.Definition(cmd.Context(), network)
 			if err != nil {
-				return step.BadInput(err)
+				return err
 			}
 			j.Name = model.Name
 			if j.Network, err = nn.New(model.Network, j.Seed); err != nil {
@@ -204,7 +204,7 @@ exits with code 5; the same command goes on and gives the same digest.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&network, "network", "wong", "model of the zoo, or the path of a YAML file")
+	flags.StringVar(&network, "network", "wong", "model of the zoo, or a YAML file or the reference of one")
 	flags.StringVar(&j.Dataset, "dataset", "", "mnist, a folder of IDX files, URL#sha256:..., or a reference (default: the model's)")
 	flags.StringVar(&j.RecipeName, "recipe", "", "recipe of the zoo, or the path of a YAML file (default: the model's)")
 	Flags(flags, &j, &epochs, &cleanShare)

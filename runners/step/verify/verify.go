@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/temper-ml/temper/models/gate"
-	"github.com/temper-ml/temper/models/zoo"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
 	signing "github.com/temper-ml/temper/signing/verify"
@@ -39,7 +38,7 @@ func (t *Trust) Flags(flags *pflag.FlagSet, keys string) {
 	step.Int(flags, &t.Threshold, "signers", 1, 1, 16, "how many different keys must have signed")
 	flags.StringSliceVar(&t.Repositories, "repository", nil, "other repositories that a signature may be for, such as registry.example/models/*")
 	flags.StringSliceVar(&t.Revoked, "revoked", nil, "digests that are never accepted")
-	flags.StringVar(&t.Policy, "policy", "", "model of the zoo, or YAML file, whose gate policy the signed figures must meet")
+	flags.StringVar(&t.Policy, "policy", "", "model of the zoo, YAML file or reference of one, whose gate policy the signed figures must meet")
 	flags.StringVar(&t.Dataset, "dataset", "", "data set that the figures must be from, or the digest of its test split (default: that of the policy's model)")
 }
 
@@ -56,9 +55,9 @@ func (t *Trust) Rules(ctx context.Context) (signing.Policy, error) {
 	if t.Policy == "" {
 		return rules, nil
 	}
-	model, err := zoo.Load(t.Policy)
+	model, err := artifact.Definition(ctx, t.Policy)
 	if err != nil {
-		return rules, step.BadInput(fmt.Errorf("policy: %w", err))
+		return rules, fmt.Errorf("policy: %w", err)
 	}
 	if strings.HasPrefix(t.Dataset, "sha256:") {
 		rules.Robustness = Requirement(model.Policy, t.Dataset)

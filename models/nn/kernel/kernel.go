@@ -8,19 +8,31 @@
 // and neighbouring output pixels read the same addresses shifted by a constant.
 //
 // Which path runs is decided once, by the processor's features or by the
-// environment variable TEMPER_KERNEL (portable, avx2 or avx512). Each output
-// value is accumulated in one fixed order, so results do not depend on the
-// number of goroutines; between paths they differ by rounding only.
+// environment variable TEMPER_KERNEL (portable, avx2, avx512 or avx512bf16).
+// Each output value is accumulated in one fixed order, so results do not depend
+// on the number of goroutines; between paths they differ by rounding only.
+//
+// On the path avx512bf16 layers that ask for it multiply bfloat16 values and add
+// float32 ones, twice as many at a time; everything else is float32 on all
+// paths.
 package kernel
 
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
-// Path names the instruction set in use: "portable", "avx2" or "avx512".
+// Path names the instruction set in use: one of Paths.
 func Path() string { return path }
+
+// Paths lists the instruction sets that this processor can run, fastest first;
+// the last is "portable".
+func Paths() []string { return available() }
+
+// HasBF16 reports whether the path in use multiplies bfloat16 values.
+func HasBF16() bool { return path == "avx512bf16" }
 
 var path = choose()
 
@@ -41,8 +53,12 @@ func choose() string {
 	return have[0]
 }
 
-// use switches the path, for tests that compare them.
-func use(p string) (restore func()) {
+// Use switches to one of Paths, for tests and benchmarks that compare them: no
+// kernel may run meanwhile, and networks must be compiled anew.
+func Use(p string) (restore func()) {
+	if !slices.Contains(available(), p) {
+		panic("kernel: this processor has no path " + p)
+	}
 	old := path
 	path = p
 	return func() { path = old }
@@ -65,6 +81,7 @@ type product struct {
 	cRow                  int
 	bias                  []float32
 	add, relu             bool
+	pairs                 bool // a and b hold pairs of bfloat16, see bf16.go
 }
 
 // maxSteps bounds the steps of one pass over a single segment, so that the
@@ -114,9 +131,17 @@ func (p *product) portable() {
 		for s := range p.segments {
 			a, b := s*p.aSegment+i*p.aRow, s*p.bSegment
 			for range p.steps {
-				v := p.a[a]
-				for j, w := range p.b[b:][:p.n] {
-					c[j] += v * w
+				if p.pairs {
+					v0, v1 := split(p.a[a])
+					for j, w := range p.b[b:][:p.n] {
+						w0, w1 := split(w)
+						c[j] += v0*w0 + v1*w1
+					}
+				} else {
+					v := p.a[a]
+					for j, w := range p.b[b:][:p.n] {
+						c[j] += v * w
+					}
 				}
 				a += p.aStep
 				b += p.bStep

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+	"time"
 )
 
 func fill(rng *rand.Rand, n int) []float32 {
@@ -28,7 +29,7 @@ func near(t *testing.T, what string, got, want []float32, tolerance float64) {
 func each(t *testing.T, f func(t *testing.T)) {
 	for _, p := range available() {
 		t.Run(p, func(t *testing.T) {
-			defer use(p)()
+			defer Use(p)()
 			f(t)
 		})
 	}
@@ -117,6 +118,18 @@ func TestShortOperandsAreRefused(t *testing.T) {
 	})
 }
 
+// rounded is v, rounded to bfloat16 where half is set.
+func rounded(v []float32, half bool) []float64 {
+	out := make([]float64, len(v))
+	for i, x := range v {
+		if half {
+			x, _ = split(join(x, 0))
+		}
+		out[i] = float64(x)
+	}
+	return out
+}
+
 // Layers of every path equal a direct computation in float64.
 func TestLayersEqualDefinition(t *testing.T) {
 	for _, c := range []Conv{
@@ -124,50 +137,131 @@ func TestLayersEqualDefinition(t *testing.T) {
 		{Height: 8, Width: 7, Channels: 17, Filters: 18, Kernel: 3, Stride: 1},
 		{Height: 8, Width: 9, Channels: 1, Filters: 33, Kernel: 4, Stride: 2, Padding: 1},
 		{Height: 9, Width: 11, Channels: 16, Filters: 7, Kernel: 5, Stride: 3, Padding: 2},
+		{Height: 8, Width: 6, Channels: 32, Filters: 33, Kernel: 4, Stride: 2, Padding: 1},
+		{Height: 10, Width: 12, Channels: 32, Filters: 32, Kernel: 3, Stride: 1, Padding: 1},
 		{Height: 5, Width: 5, Channels: 2, Filters: 4, Kernel: 5, Stride: 1, Padding: 4},
+		{Height: 3, Width: 3, Channels: 1, Filters: 1, Kernel: 3, Stride: 1},
 	} {
 		c.OutHeight, c.OutWidth = (c.Height+2*c.Padding-c.Kernel)/c.Stride+1, (c.Width+2*c.Padding-c.Kernel)/c.Stride+1
-		t.Run(fmt.Sprintf("%dx%d stride %d padding %d", c.Kernel, c.Kernel, c.Stride, c.Padding), func(t *testing.T) {
-			each(t, func(t *testing.T) {
-				c := c // scratch of its own for each path
-				rng := rand.New(rand.NewPCG(7, 8))
-				const rows = 3
-				in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
-				x, dy := fill(rng, rows*in), fill(rng, rows*out)
-				w, bias := fill(rng, c.Kernel*c.Kernel*c.Channels*c.Filters), fill(rng, c.Filters)
-				wantY, wantDX := make([]float64, rows*out), make([]float64, rows*in)
-				wantDW, wantDB := make([]float64, len(w)), make([]float64, len(bias))
-				for i := range wantY {
-					r, at, f := i/out, i%out/c.Filters, i%c.Filters
-					oy, ox := at/c.OutWidth, at%c.OutWidth
-					wantY[i] = float64(bias[f])
-					wantDB[f] += float64(dy[i])
-					for k := range c.Kernel * c.Kernel * c.Channels {
-						ky, kx, ch := k/c.Channels/c.Kernel, k/c.Channels%c.Kernel, k%c.Channels
-						y, xx := oy*c.Stride+ky-c.Padding, ox*c.Stride+kx-c.Padding
-						if y < 0 || y >= c.Height || xx < 0 || xx >= c.Width {
-							continue
+		for _, c.BF16 = range []bool{false, true} {
+			t.Run(fmt.Sprintf("%dx%d stride %d padding %d bf16 %v", c.Kernel, c.Kernel, c.Stride, c.Padding, c.BF16), func(t *testing.T) {
+				each(t, func(t *testing.T) {
+					c := c // scratch of its own for each path
+					rng := rand.New(rand.NewPCG(7, 8))
+					const rows = 3
+					in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
+					x, dy := fill(rng, rows*in), fill(rng, rows*out)
+					w, bias := fill(rng, c.Kernel*c.Kernel*c.Channels*c.Filters), fill(rng, c.Filters)
+					xForward, wForward := rounded(x, c.packs()), rounded(w, c.packs())
+					xBack, wBack, dyBack := rounded(x, c.BF16), rounded(w, c.BF16), rounded(dy, c.BF16)
+					wantY, wantDX := make([]float64, rows*out), make([]float64, rows*in)
+					wantDW, wantDB := make([]float64, len(w)), make([]float64, len(bias))
+					for i := range wantY {
+						r, at, f := i/out, i%out/c.Filters, i%c.Filters
+						oy, ox := at/c.OutWidth, at%c.OutWidth
+						wantY[i] = float64(bias[f])
+						wantDB[f] += float64(dy[i])
+						for k := range c.Kernel * c.Kernel * c.Channels {
+							ky, kx, ch := k/c.Channels/c.Kernel, k/c.Channels%c.Kernel, k%c.Channels
+							y, xx := oy*c.Stride+ky-c.Padding, ox*c.Stride+kx-c.Padding
+							if y < 0 || y >= c.Height || xx < 0 || xx >= c.Width {
+								continue
+							}
+							j := r*in + (y*c.Width+xx)*c.Channels + ch
+							wantY[i] += xForward[j] * wForward[k*c.Filters+f]
+							wantDX[j] += dyBack[i] * wBack[k*c.Filters+f]
+							wantDW[k*c.Filters+f] += dyBack[i] * xBack[j]
 						}
-						j := r*in + (y*c.Width+xx)*c.Channels + ch
-						wantY[i] += float64(x[j]) * float64(w[k*c.Filters+f])
-						wantDX[j] += float64(dy[i]) * float64(w[k*c.Filters+f])
-						wantDW[k*c.Filters+f] += float64(dy[i]) * float64(x[j])
 					}
-				}
-				y, dx := make([]float32, rows*out), make([]float32, rows*in)
-				dw, db, turned := make([]float32, len(w)), make([]float32, len(bias)), make([]float32, len(w))
-				c.Turn(turned, w)
-				for range 2 { // the second time with used scratch memory
-					c.Forward(y, x, w, bias, rows, false)
-					c.BackwardInput(dx, dy, turned, rows)
-					c.BackwardWeight(dw, db, x, dy, rows)
-				}
-				near(t, "y", y, float32s(wantY), 1e-4)
-				near(t, "dx", dx, float32s(wantDX), 1e-4)
-				near(t, "dw", dw, float32s(wantDW), 1e-4)
-				near(t, "db", db, float32s(wantDB), 1e-4)
+					y, dx := make([]float32, rows*out), make([]float32, rows*in)
+					dw, db := make([]float32, len(w)), make([]float32, len(bias))
+					packed, turned := make([]float32, len(w)), make([]float32, len(w))
+					for range 2 { // the second time with used scratch memory
+						c.Turn(turned, w)
+						c.Forward(y, x, c.Pack(packed, w), bias, rows, false)
+						c.BackwardInput(dx, dy, turned, rows)
+						c.BackwardWeight(dw, db, x, dy, rows)
+					}
+					near(t, "y", y, float32s(wantY), 1e-4)
+					near(t, "dx", dx, float32s(wantDX), 1e-4)
+					near(t, "dw", dw, float32s(wantDW), 1e-4)
+					near(t, "db", db, float32s(wantDB), 1e-4)
+				})
 			})
-		})
+		}
+	}
+	for _, d := range []Dense{{In: 1, Units: 1}, {In: 37, Units: 10}, {In: 70, Units: 33}, {In: 1100, Units: 16}} {
+		for _, d.BF16 = range []bool{false, true} {
+			for _, rows := range []int{1, 2, 17} {
+				t.Run(fmt.Sprintf("dense %d to %d bf16 %v, %d rows", d.In, d.Units, d.BF16, rows), func(t *testing.T) {
+					each(t, func(t *testing.T) {
+						d := d
+						rng := rand.New(rand.NewPCG(7, 9))
+						x, dy := fill(rng, rows*d.In), fill(rng, rows*d.Units)
+						w, bias := fill(rng, d.In*d.Units), fill(rng, d.Units)
+						xs, ws, ds := rounded(x, d.BF16), rounded(w, d.BF16), rounded(dy, d.BF16)
+						wantY, wantDX := make([]float64, len(dy)), make([]float64, len(x))
+						wantDW, wantDB := make([]float64, len(w)), make([]float64, len(bias))
+						for r := range rows {
+							for u := range d.Units {
+								wantY[r*d.Units+u] = float64(bias[u])
+								wantDB[u] += float64(dy[r*d.Units+u])
+								for i := range d.In {
+									wantY[r*d.Units+u] += xs[r*d.In+i] * ws[i*d.Units+u]
+									wantDX[r*d.In+i] += ds[r*d.Units+u] * ws[i*d.Units+u]
+									wantDW[i*d.Units+u] += ds[r*d.Units+u] * xs[r*d.In+i]
+								}
+							}
+						}
+						y, dx := make([]float32, len(dy)), make([]float32, len(x))
+						dw, db := make([]float32, len(w)), make([]float32, len(bias))
+						packed, turned := make([]float32, len(w)), make([]float32, len(w))
+						d.Turn(turned, w)
+						d.Forward(y, x, d.Pack(packed, w), bias, rows, false)
+						d.BackwardInput(dx, dy, turned, rows)
+						d.BackwardWeight(dw, db, x, dy, rows)
+						near(t, "y", y, float32s(wantY), 1e-4)
+						near(t, "dx", dx, float32s(wantDX), 1e-4)
+						near(t, "dw", dw, float32s(wantDW), 1e-4)
+						near(t, "db", db, float32s(wantDB), 1e-4)
+					})
+				})
+			}
+		}
+	}
+}
+
+// Rounding to bfloat16 is the processor's on every path, bit for bit.
+func TestRounding(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 5))
+	special := []float32{0, float32(math.Copysign(0, -1)), 1, -1, 1.00390625, 1.01171875, 1e-40, -1e-40, math.MaxFloat32, float32(math.Inf(1)), float32(math.Inf(-1)), float32(math.NaN())}
+	for n := 1; n < 100; n++ {
+		src := fill(rng, 4*n)
+		for i := range src {
+			src[i] = math.Float32frombits(rng.Uint32())
+			if i < len(special) {
+				src[i] = special[(i+n)%len(special)]
+			}
+		}
+		run := func(p string) []uint32 {
+			defer Use(p)()
+			one, two := make([]float32, (n+1)/2+1), make([]float32, 2*n+1)
+			round(one, src[:n])
+			pairRows(two, src[:3*n], 3, n)
+			var bits []uint32
+			for _, v := range append(one, two...) {
+				bits = append(bits, math.Float32bits(v))
+			}
+			return bits
+		}
+		want := run("portable")
+		for _, p := range Paths() {
+			for i, bits := range run(p) {
+				if bits != want[i] {
+					t.Fatalf("%s: word %d of %d values is %08x, want %08x", p, i, n, bits, want[i])
+				}
+			}
+		}
 	}
 }
 
@@ -225,7 +319,7 @@ func TestElementwisePathsAgree(t *testing.T) {
 		}
 		c := &AdamStep{0.9, 0.1, 0.999, 0.001, 0.01, 1e-8, 0.001, 0.5}
 		run := func(p string) (out [][]float32, index []int32) {
-			defer use(p)()
+			defer Use(p)()
 			clone := func(s []float32) []float32 { return append([]float32(nil), s...) }
 			sum := clone(x)
 			Add(sum, g)
@@ -271,7 +365,7 @@ func BenchmarkProduct(b *testing.B) {
 	for _, p := range available() {
 		for _, size := range [][3]int{{7, 32, 64}, {14, 32, 96}, {128, 100, 1568}} {
 			b.Run(fmt.Sprintf("%s/%dx%dx%d", p, size[0], size[1], size[2]), func(b *testing.B) {
-				defer use(p)()
+				defer Use(p)()
 				rng := rand.New(rand.NewPCG(1, 1))
 				p := product{m: size[0], n: size[1], steps: size[2], segments: 1, aRow: size[2], aStep: 1, bStep: size[1], cRow: size[1]}
 				p.a, p.b, p.c = fill(rng, p.m*p.steps), fill(rng, p.n*p.steps), fill(rng, p.m*p.n)
@@ -280,6 +374,14 @@ func BenchmarkProduct(b *testing.B) {
 				}
 				b.ReportMetric(2*float64(p.m*p.n*p.steps)*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
 			})
+		}
+	}
+}
+
+func TestPeakIsMeasured(t *testing.T) {
+	for _, p := range Paths() {
+		if speed := Peak(p, time.Millisecond); !(speed > 0.01 && speed < 1e7) {
+			t.Errorf("%s: %v GFLOP/s", p, speed)
 		}
 	}
 }

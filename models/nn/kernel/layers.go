@@ -8,9 +8,14 @@ type Conv struct {
 	OutHeight, OutWidth     int
 	Filters                 int
 	Kernel, Stride, Padding int
+	BF16                    bool // multiply bfloat16 values: see HasBF16
 
 	padded []float32 // one input with its border, which stays zero
+	halved []float32 // the same as pairs of bfloat16
 	column []float32 // gradients of all patches of one example
+	back   *Conv     // the input gradient, where that is a convolution
+	xPairs []float32 // operands of the weight gradient as pairs of bfloat16
+	dPairs []float32
 }
 
 // grow returns a slice of n floats, reusing s where it is long enough. New
@@ -43,20 +48,61 @@ func (c *Conv) paddedInput(x []float32) (image []float32, width int) {
 	return pad(c.padded, x, c.Height, c.Width, c.Channels, c.Padding), width
 }
 
+// packs says whether Forward multiplies bfloat16 values. The pairs are of
+// neighbouring channels, so one channel alone would gain nothing.
+func (c *Conv) packs() bool { return c.BF16 && c.Channels > 1 }
+
+// Pack returns the weights as Forward takes them: w itself, or w arranged in
+// packed, of the same length. It needs to be called once for each new set of
+// weights.
+func (c *Conv) Pack(packed, w []float32) []float32 {
+	if !c.packs() {
+		return w
+	}
+	from, to := c.Channels*c.Filters, (c.Channels+1)/2*c.Filters
+	for tap := range c.Kernel * c.Kernel {
+		pairRows(packed[tap*to:], w[tap*from:], c.Channels, c.Filters)
+	}
+	return packed
+}
+
+// pairedInput is paddedInput with pairs of channels.
+func (c *Conv) pairedInput(x []float32) (image []float32, width, channels int) {
+	channels, width = (c.Channels+1)/2, c.Width+2*c.Padding
+	c.halved = grow(c.halved, (c.Height+2*c.Padding)*width*channels)
+	piece, pieces := c.Width*c.Channels, c.Height // what lies together in both
+	if c.Channels%2 == 1 {
+		piece, pieces = c.Channels, c.Height*c.Width
+	}
+	for i := range pieces {
+		at := i * piece / c.Channels // pixel
+		at = (at/c.Width+c.Padding)*width + at%c.Width + c.Padding
+		round(c.halved[at*channels:], x[i*piece:][:piece])
+	}
+	return c.halved, width, channels
+}
+
 // Forward computes y = conv(x, w) + bias for rows examples, clamped at 0 where
-// relu is set.
+// relu is set. The weights are as Pack returned them.
 func (c *Conv) Forward(y, x, w, bias []float32, rows int, relu bool) {
 	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
 	for r := range rows {
-		image, width := c.paddedInput(x[r*in:][:in])
+		var image []float32
+		var width, channels int
+		if c.packs() {
+			image, width, channels = c.pairedInput(x[r*in:][:in])
+		} else {
+			image, width = c.paddedInput(x[r*in:][:in])
+			channels = c.Channels
+		}
 		p := product{
-			m: c.OutWidth, n: c.Filters, steps: c.Kernel * c.Channels, segments: c.Kernel,
-			aRow: c.Stride * c.Channels, aStep: 1, aSegment: width * c.Channels,
-			b: w, bStep: c.Filters, bSegment: c.Kernel * c.Channels * c.Filters,
-			cRow: c.Filters, bias: bias, relu: relu,
+			m: c.OutWidth, n: c.Filters, steps: c.Kernel * channels, segments: c.Kernel,
+			aRow: c.Stride * channels, aStep: 1, aSegment: width * channels,
+			b: w, bStep: c.Filters, bSegment: c.Kernel * channels * c.Filters,
+			cRow: c.Filters, bias: bias, relu: relu, pairs: c.packs(),
 		}
 		for oy := range c.OutHeight {
-			p.a = image[oy*c.Stride*width*c.Channels:]
+			p.a = image[oy*c.Stride*width*channels:]
 			p.c = y[r*out+oy*c.OutWidth*c.Filters:]
 			p.run()
 		}
@@ -68,16 +114,39 @@ func (c *Conv) Forward(y, x, w, bias []float32, rows int, relu bool) {
 // channels to fill a vector.
 func (c *Conv) direct() bool { return c.Stride == 1 && c.Channels >= 16 }
 
+// reversed is that convolution.
+func (c *Conv) reversed() *Conv {
+	if c.back == nil {
+		c.back = &Conv{
+			Height: c.OutHeight, Width: c.OutWidth, Channels: c.Filters,
+			OutHeight: c.Height, OutWidth: c.Width, Filters: c.Channels,
+			Kernel: c.Kernel, Stride: 1, Padding: c.Kernel - 1 - c.Padding, BF16: c.BF16,
+		}
+	}
+	return c.back
+}
+
 // Turn arranges the weights for BackwardInput into turned, of the same length.
 // It needs to be called once for each new set of weights.
 func (c *Conv) Turn(turned, w []float32) {
 	k := c.Kernel
+	to := turned
+	if c.BF16 {
+		c.column = grow(c.column, len(w))
+		to = c.column
+	}
 	if !c.direct() {
-		transpose(turned, w, k*k*c.Channels, c.Filters)
+		transpose(to, w, k*k*c.Channels, c.Filters)
+		if c.BF16 {
+			pairRows(turned, to, c.Filters, k*k*c.Channels)
+		}
 		return
 	}
 	for tap := range k * k {
-		transpose(turned[(k*k-1-tap)*c.Channels*c.Filters:], w[tap*c.Channels*c.Filters:], c.Channels, c.Filters)
+		transpose(to[(k*k-1-tap)*c.Channels*c.Filters:], w[tap*c.Channels*c.Filters:], c.Channels, c.Filters)
+	}
+	if c.BF16 {
+		c.reversed().Pack(turned, to)
 	}
 }
 
@@ -85,13 +154,7 @@ func (c *Conv) Turn(turned, w []float32) {
 // weights arranged by Turn.
 func (c *Conv) BackwardInput(dx, dy, turned []float32, rows int) {
 	if c.direct() {
-		back := Conv{
-			Height: c.OutHeight, Width: c.OutWidth, Channels: c.Filters,
-			OutHeight: c.Height, OutWidth: c.Width, Filters: c.Channels,
-			Kernel: c.Kernel, Stride: 1, Padding: c.Kernel - 1 - c.Padding, padded: c.column,
-		}
-		back.Forward(dx, dy, turned, nil, rows, false)
-		c.column = back.padded
+		c.reversed().Forward(dx, dy, turned, nil, rows, false)
 		return
 	}
 	in, pixels := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth
@@ -103,6 +166,13 @@ func (c *Conv) BackwardInput(dx, dy, turned []float32, rows int) {
 			m: pixels, n: patch, steps: c.Filters, segments: 1,
 			a: dy[r*pixels*c.Filters:][:pixels*c.Filters], aRow: c.Filters, aStep: 1,
 			b: turned, bStep: patch, c: c.column, cRow: patch,
+		}
+		if c.BF16 {
+			p.steps, p.pairs = (c.Filters+1)/2, true
+			p.aRow = p.steps
+			c.dPairs = grow(c.dPairs, pixels*p.steps)
+			roundRows(c.dPairs, p.a, pixels, c.Filters)
+			p.a = c.dPairs
 		}
 		p.run()
 		sum := c.padded
@@ -139,6 +209,27 @@ func (c *Conv) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
 			b: dy[r*pixels*c.Filters:][:pixels*c.Filters], bStep: c.Filters, bSegment: c.OutWidth * c.Filters,
 			cRow: c.Filters, add: r > 0,
 		}
+		if c.BF16 {
+			// Steps are output pixels, so the pairs are of neighbours in a row: in x
+			// the stride apart.
+			p.steps, p.pairs = (c.OutWidth+1)/2, true
+			size := (c.Height + 2*c.Padding) * width * c.Channels
+			c.xPairs = grow(c.xPairs, size)
+			pair(c.xPairs, image, 1, size-p.aStep, p.aStep, 0)
+			pair(c.xPairs[size-p.aStep:], image[size-p.aStep:], 1, p.aStep, 0, 0)
+			image = c.xPairs
+			p.aStep *= 2
+			p.bSegment = p.steps * c.Filters
+			c.dPairs = grow(c.dPairs, c.OutHeight*p.bSegment)
+			if c.OutWidth%2 == 0 {
+				pairRows(c.dPairs, p.b, pixels, c.Filters)
+			} else {
+				for oy := range c.OutHeight {
+					pairRows(c.dPairs[oy*p.bSegment:], p.b[oy*c.OutWidth*c.Filters:], c.OutWidth, c.Filters)
+				}
+			}
+			p.b = c.dPairs
+		}
 		for ky := range c.Kernel {
 			p.a = image[ky*width*c.Channels:]
 			p.c = dw[ky*segment*c.Filters:]
@@ -148,26 +239,68 @@ func (c *Conv) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
 	sumRows(dbias[:c.Filters], dy[:rows*pixels*c.Filters])
 }
 
-// Dense is a fully connected layer: weights [in, units], bias [units].
-type Dense struct{ In, Units int }
+// Dense is a fully connected layer: weights [in, units], bias [units]. It owns
+// its scratch memory and serves one goroutine.
+type Dense struct {
+	In, Units int
+	BF16      bool // multiply bfloat16 values: see HasBF16
 
-// Forward computes y = x w + bias, clamped at 0 where relu is set.
+	pairs, dPairs []float32 // operands as pairs of bfloat16
+}
+
+// Pack returns the weights as Forward takes them: w itself, or w arranged in
+// packed, of the same length. It needs to be called once for each new set of
+// weights.
+func (d *Dense) Pack(packed, w []float32) []float32 {
+	if !d.BF16 {
+		return w
+	}
+	pairRows(packed, w, d.In, d.Units)
+	return packed
+}
+
+// rounded returns rows of n values as pairs, and the length of a row.
+func (d *Dense) rounded(x []float32, rows, n int) ([]float32, int) {
+	d.pairs = grow(d.pairs, rows*((n+1)/2))
+	roundRows(d.pairs, x, rows, n)
+	return d.pairs, (n + 1) / 2
+}
+
+// Forward computes y = x w + bias, clamped at 0 where relu is set. The weights
+// are as Pack returned them.
 func (d *Dense) Forward(y, x, w, bias []float32, rows int, relu bool) {
 	p := product{
 		m: rows, n: d.Units, steps: d.In, segments: 1,
-		a: x, aRow: d.In, aStep: 1, b: w, bStep: d.Units, c: y, cRow: d.Units, bias: bias, relu: relu,
+		a: x, aRow: d.In, aStep: 1, b: w, bStep: d.Units, c: y, cRow: d.Units, bias: bias, relu: relu, pairs: d.BF16,
+	}
+	if d.BF16 {
+		p.a, p.steps = d.rounded(x, rows, d.In)
+		p.aRow = p.steps
 	}
 	p.run()
 }
 
 // Turn arranges the weights for BackwardInput into turned, of the same length.
-func (d *Dense) Turn(turned, w []float32) { transpose(turned, w, d.In, d.Units) }
+// It needs to be called once for each new set of weights.
+func (d *Dense) Turn(turned, w []float32) {
+	if !d.BF16 {
+		transpose(turned, w, d.In, d.Units)
+		return
+	}
+	d.dPairs = grow(d.dPairs, len(w))
+	transpose(d.dPairs, w, d.In, d.Units)
+	pairRows(turned, d.dPairs, d.Units, d.In)
+}
 
 // BackwardInput computes dx from dy and the weights arranged by Turn.
 func (d *Dense) BackwardInput(dx, dy, turned []float32, rows int) {
 	p := product{
 		m: rows, n: d.In, steps: d.Units, segments: 1,
-		a: dy, aRow: d.Units, aStep: 1, b: turned, bStep: d.In, c: dx, cRow: d.In,
+		a: dy, aRow: d.Units, aStep: 1, b: turned, bStep: d.In, c: dx, cRow: d.In, pairs: d.BF16,
+	}
+	if d.BF16 {
+		p.a, p.steps = d.rounded(dy, rows, d.Units)
+		p.aRow = p.steps
 	}
 	p.run()
 }
@@ -176,7 +309,14 @@ func (d *Dense) BackwardInput(dx, dy, turned []float32, rows int) {
 func (d *Dense) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
 	p := product{
 		m: d.In, n: d.Units, steps: rows, segments: 1,
-		a: x, aRow: 1, aStep: d.In, b: dy, bStep: d.Units, c: dw, cRow: d.Units,
+		a: x, aRow: 1, aStep: d.In, b: dy, bStep: d.Units, c: dw, cRow: d.Units, pairs: d.BF16,
+	}
+	if d.BF16 {
+		p.steps = (rows + 1) / 2
+		d.pairs, d.dPairs = grow(d.pairs, p.steps*d.In), grow(d.dPairs, p.steps*d.Units)
+		pairRows(d.pairs, x, rows, d.In)
+		pairRows(d.dPairs, dy, rows, d.Units)
+		p.a, p.b = d.pairs, d.dPairs
 	}
 	p.run()
 	sumRows(dbias[:d.Units], dy[:rows*d.Units])

@@ -3,127 +3,236 @@
 package kernel
 
 // micro runs the micro-kernel for a tile of rows x vectors.
-func micro(width, rows, vectors int, masked bool, t *[14]uintptr) {
-	at := rows<<3 | vectors<<1
+func micro(set set, rows, vectors int, masked bool, t *[14]uintptr) {
+	at := int(set)<<7 | rows<<3 | vectors<<1
 	if masked {
 		at |= 1
-	}
-	if width == 8 {
-		at |= 1 << 7
 	}
 	switch at {
 	case 10:
 		avx512_1x1(t)
 	case 11:
 		avx512_1x1m(t)
+	case 266:
+		bf16_1x1(t)
+	case 267:
+		bf16_1x1m(t)
 	case 12:
 		avx512_1x2(t)
 	case 13:
 		avx512_1x2m(t)
+	case 268:
+		bf16_1x2(t)
+	case 269:
+		bf16_1x2m(t)
 	case 18:
 		avx512_2x1(t)
 	case 19:
 		avx512_2x1m(t)
+	case 274:
+		bf16_2x1(t)
+	case 275:
+		bf16_2x1m(t)
 	case 20:
 		avx512_2x2(t)
 	case 21:
 		avx512_2x2m(t)
+	case 276:
+		bf16_2x2(t)
+	case 277:
+		bf16_2x2m(t)
 	case 26:
 		avx512_3x1(t)
 	case 27:
 		avx512_3x1m(t)
+	case 282:
+		bf16_3x1(t)
+	case 283:
+		bf16_3x1m(t)
 	case 28:
 		avx512_3x2(t)
 	case 29:
 		avx512_3x2m(t)
+	case 284:
+		bf16_3x2(t)
+	case 285:
+		bf16_3x2m(t)
 	case 34:
 		avx512_4x1(t)
 	case 35:
 		avx512_4x1m(t)
+	case 290:
+		bf16_4x1(t)
+	case 291:
+		bf16_4x1m(t)
 	case 36:
 		avx512_4x2(t)
 	case 37:
 		avx512_4x2m(t)
+	case 292:
+		bf16_4x2(t)
+	case 293:
+		bf16_4x2m(t)
 	case 42:
 		avx512_5x1(t)
 	case 43:
 		avx512_5x1m(t)
+	case 298:
+		bf16_5x1(t)
+	case 299:
+		bf16_5x1m(t)
 	case 44:
 		avx512_5x2(t)
 	case 45:
 		avx512_5x2m(t)
+	case 300:
+		bf16_5x2(t)
+	case 301:
+		bf16_5x2m(t)
 	case 50:
 		avx512_6x1(t)
 	case 51:
 		avx512_6x1m(t)
+	case 306:
+		bf16_6x1(t)
+	case 307:
+		bf16_6x1m(t)
 	case 52:
 		avx512_6x2(t)
 	case 53:
 		avx512_6x2m(t)
+	case 308:
+		bf16_6x2(t)
+	case 309:
+		bf16_6x2m(t)
 	case 58:
 		avx512_7x1(t)
 	case 59:
 		avx512_7x1m(t)
+	case 314:
+		bf16_7x1(t)
+	case 315:
+		bf16_7x1m(t)
 	case 60:
 		avx512_7x2(t)
 	case 61:
 		avx512_7x2m(t)
+	case 316:
+		bf16_7x2(t)
+	case 317:
+		bf16_7x2m(t)
 	case 66:
 		avx512_8x1(t)
 	case 67:
 		avx512_8x1m(t)
+	case 322:
+		bf16_8x1(t)
+	case 323:
+		bf16_8x1m(t)
 	case 68:
 		avx512_8x2(t)
 	case 69:
 		avx512_8x2m(t)
+	case 324:
+		bf16_8x2(t)
+	case 325:
+		bf16_8x2m(t)
 	case 74:
 		avx512_9x1(t)
 	case 75:
 		avx512_9x1m(t)
+	case 330:
+		bf16_9x1(t)
+	case 331:
+		bf16_9x1m(t)
 	case 76:
 		avx512_9x2(t)
 	case 77:
 		avx512_9x2m(t)
+	case 332:
+		bf16_9x2(t)
+	case 333:
+		bf16_9x2m(t)
 	case 82:
 		avx512_10x1(t)
 	case 83:
 		avx512_10x1m(t)
+	case 338:
+		bf16_10x1(t)
+	case 339:
+		bf16_10x1m(t)
 	case 84:
 		avx512_10x2(t)
 	case 85:
 		avx512_10x2m(t)
+	case 340:
+		bf16_10x2(t)
+	case 341:
+		bf16_10x2m(t)
 	case 90:
 		avx512_11x1(t)
 	case 91:
 		avx512_11x1m(t)
+	case 346:
+		bf16_11x1(t)
+	case 347:
+		bf16_11x1m(t)
 	case 92:
 		avx512_11x2(t)
 	case 93:
 		avx512_11x2m(t)
+	case 348:
+		bf16_11x2(t)
+	case 349:
+		bf16_11x2m(t)
 	case 98:
 		avx512_12x1(t)
 	case 99:
 		avx512_12x1m(t)
+	case 354:
+		bf16_12x1(t)
+	case 355:
+		bf16_12x1m(t)
 	case 100:
 		avx512_12x2(t)
 	case 101:
 		avx512_12x2m(t)
+	case 356:
+		bf16_12x2(t)
+	case 357:
+		bf16_12x2m(t)
 	case 106:
 		avx512_13x1(t)
 	case 107:
 		avx512_13x1m(t)
+	case 362:
+		bf16_13x1(t)
+	case 363:
+		bf16_13x1m(t)
 	case 108:
 		avx512_13x2(t)
 	case 109:
 		avx512_13x2m(t)
+	case 364:
+		bf16_13x2(t)
+	case 365:
+		bf16_13x2m(t)
 	case 114:
 		avx512_14x1(t)
 	case 115:
 		avx512_14x1m(t)
+	case 370:
+		bf16_14x1(t)
+	case 371:
+		bf16_14x1m(t)
 	case 116:
 		avx512_14x2(t)
 	case 117:
 		avx512_14x2m(t)
+	case 372:
+		bf16_14x2(t)
+	case 373:
+		bf16_14x2m(t)
 	case 138:
 		avx2_1x1(t)
 	case 139:

@@ -9,7 +9,11 @@ import (
 //go:generate go run ./asm -out path_amd64.s -stubs stubs_amd64.go -pkg kernel
 
 func available() (paths []string) {
-	if cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VL && cpu.X86.HasAVX2 && cpu.X86.HasFMA {
+	avx512 := cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VL && cpu.X86.HasAVX2 && cpu.X86.HasFMA
+	if avx512 && cpu.X86.HasAVX512BF16 {
+		paths = append(paths, "avx512bf16")
+	}
+	if avx512 {
 		paths = append(paths, "avx512")
 	}
 	if cpu.X86.HasAVX2 && cpu.X86.HasFMA {
@@ -35,20 +39,55 @@ type tile struct {
 var lanes = [16]int32{-1, -1, -1, -1, -1, -1, -1, -1}
 
 func (p *product) dispatch() {
-	switch path {
-	case "avx512":
-		p.vectors(14, 16)
-	case "avx2":
-		p.vectors(6, 8)
-	default:
+	switch {
+	case path == "portable", p.pairs && !HasBF16():
 		p.portable()
+	case path == "avx2":
+		p.vectors(avx2)
+	case p.pairs:
+		p.vectors(bf16)
+	default:
+		p.vectors(avx512)
 	}
 }
 
-// vectors covers c with tiles of at most maxRows rows and two vectors of the
-// given width: strips of columns outside, so that a strip of b stays in the
-// first-level cache while the rows of a pass by.
-func (p *product) vectors(maxRows, width int) {
+// set is the instruction set of a micro-kernel.
+type set int
+
+const (
+	avx512 set = iota
+	avx2
+	bf16 // avx512 with pairs of bfloat16 as factors
+)
+
+// tile is the largest one of the set.
+func (s set) tile() (rows, width int) {
+	if s == avx2 {
+		return 6, 8
+	}
+	return 14, 16
+}
+
+// peak returns a loop of the path's instruction and how many operations one
+// turn of it is.
+func peak(path string) (perTurn int, loop func(turns int)) {
+	const accumulators = 12
+	switch path {
+	case "avx2":
+		return accumulators * 8 * 2, peakAVX2
+	case "avx512":
+		return accumulators * 16 * 2, peakAVX512
+	case "avx512bf16":
+		return accumulators * 32 * 2, peakBF16
+	}
+	return 8 * 2, peakPortable
+}
+
+// vectors covers c with tiles of at most two vectors in width: strips of columns
+// outside, so that a strip of b stays in the first-level cache while the rows of
+// a pass by.
+func (p *product) vectors(set set) {
+	maxRows, width := set.tile()
 	const float = unsafe.Sizeof(float32(0))
 	t := tile{
 		segments: uintptr(p.segments), steps: uintptr(p.steps),
@@ -82,7 +121,7 @@ func (p *product) vectors(maxRows, width int) {
 			next := p.m * (n + 1) / tiles // tiles of even height: none is left with a row or two
 			t.a = unsafe.Pointer(&p.a[i*p.aRow])
 			t.c = unsafe.Pointer(&p.c[i*p.cRow+j])
-			micro(width, next-i, vectors, masked, (*[14]uintptr)(unsafe.Pointer(&t)))
+			micro(set, next-i, vectors, masked, (*[14]uintptr)(unsafe.Pointer(&t)))
 			i = next
 		}
 		j += columns
@@ -158,4 +197,24 @@ func scatter(sum, column []float32, count, segment, sumStep, columnStep int) {
 	}
 	_, _ = sum[(count-1)*sumStep+segment-1], column[(count-1)*columnStep+segment-1]
 	addSegments(&sum[0], &column[0], count, segment, sumStep*4, columnStep*4)
+}
+
+func roundTo(dst, src []float32) {
+	if !HasBF16() {
+		roundPortable(dst, src)
+		return
+	}
+	roundVectors(&dst[0], &src[0], len(src))
+}
+
+func pairTo(dst, src []float32, count, n, far, step int) {
+	if !HasBF16() {
+		pairPortable(dst, src, count, n, far, step)
+		return
+	}
+	both := 0xffff
+	if far == 0 {
+		both = 0
+	}
+	pairVectors(&dst[0], &src[0], count, n, far*4, step*4, both)
 }

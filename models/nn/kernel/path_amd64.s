@@ -124,6 +124,128 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_1x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_1x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z1
+	VBROADCASTSS (SI), Z2
+	LONG         $0x4876f262
+	WORD         $0xc252
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z1, Z1, Z1
+	VMAXPS       Z0, Z1, Z0
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_1x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_1x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z1
+	VBROADCASTSS (SI), Z2
+	LONG         $0x4876f262
+	WORD         $0xc252
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z1, Z1, Z1
+	VMAXPS       Z0, Z1, Z0
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VZEROUPPER
+	RET
+
 // func avx512_1x2(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x2(SB), NOSPLIT, $0-8
@@ -235,6 +357,144 @@ step:
 	VBROADCASTSS (SI), Z4
 	VFMADD231PS  Z4, Z2, Z0
 	VFMADD231PS  Z4, Z3, Z1
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z2, Z2, Z2
+	VMAXPS       Z0, Z2, Z0
+	VMAXPS       Z1, Z2, Z1
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_1x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_1x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z2
+	VMOVUPS      64(BX), Z3
+	VBROADCASTSS (SI), Z4
+	LONG         $0x486ef262
+	WORD         $0xc452
+	LONG         $0x4866f262
+	WORD         $0xcc52
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z2, Z2, Z2
+	VMAXPS       Z0, Z2, Z0
+	VMAXPS       Z1, Z2, Z1
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_1x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_1x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z2
+	VMOVUPS.Z    64(BX), K2, Z3
+	VBROADCASTSS (SI), Z4
+	LONG         $0x486ef262
+	WORD         $0xc452
+	LONG         $0x4866f262
+	WORD         $0xcc52
 	ADDQ         R12, SI
 	ADDQ         R13, BX
 	DECQ         CX
@@ -372,6 +632,148 @@ step:
 	VFMADD231PS  Z3, Z2, Z0
 	VBROADCASTSS (SI)(R9*1), Z4
 	VFMADD231PS  Z4, Z2, Z1
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z2, Z2, Z2
+	VMAXPS       Z0, Z2, Z0
+	VMAXPS       Z1, Z2, Z1
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_2x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_2x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z2
+	VBROADCASTSS (SI), Z3
+	LONG         $0x486ef262
+	WORD         $0xc352
+	VBROADCASTSS (SI)(R9*1), Z4
+	LONG         $0x486ef262
+	WORD         $0xcc52
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z2, Z2, Z2
+	VMAXPS       Z0, Z2, Z0
+	VMAXPS       Z1, Z2, Z1
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_2x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_2x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z2
+	VBROADCASTSS (SI), Z3
+	LONG         $0x486ef262
+	WORD         $0xc352
+	VBROADCASTSS (SI)(R9*1), Z4
+	LONG         $0x486ef262
+	WORD         $0xcc52
 	ADDQ         R12, SI
 	ADDQ         R13, BX
 	DECQ         CX
@@ -560,6 +962,178 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_2x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_2x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z4
+	VMOVUPS      64(BX), Z5
+	VBROADCASTSS (SI), Z6
+	LONG         $0x485ef262
+	WORD         $0xc652
+	LONG         $0x4856f262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*1), Z7
+	LONG         $0x485ef262
+	WORD         $0xd752
+	LONG         $0x4856f262
+	WORD         $0xdf52
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z4, Z4, Z4
+	VMAXPS       Z0, Z4, Z0
+	VMAXPS       Z1, Z4, Z1
+	VMAXPS       Z2, Z4, Z2
+	VMAXPS       Z3, Z4, Z3
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_2x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_2x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z4
+	VMOVUPS.Z    64(BX), K2, Z5
+	VBROADCASTSS (SI), Z6
+	LONG         $0x485ef262
+	WORD         $0xc652
+	LONG         $0x4856f262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*1), Z7
+	LONG         $0x485ef262
+	WORD         $0xd752
+	LONG         $0x4856f262
+	WORD         $0xdf52
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z4, Z4, Z4
+	VMAXPS       Z0, Z4, Z0
+	VMAXPS       Z1, Z4, Z1
+	VMAXPS       Z2, Z4, Z2
+	VMAXPS       Z3, Z4, Z3
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_3x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x1(SB), NOSPLIT, $0-8
@@ -689,6 +1263,168 @@ step:
 	VFMADD231PS  Z5, Z3, Z1
 	VBROADCASTSS (SI)(R9*2), Z4
 	VFMADD231PS  Z4, Z3, Z2
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z3, Z3, Z3
+	VMAXPS       Z0, Z3, Z0
+	VMAXPS       Z1, Z3, Z1
+	VMAXPS       Z2, Z3, Z2
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_3x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_3x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z3
+	VBROADCASTSS (SI), Z4
+	LONG         $0x4866f262
+	WORD         $0xc452
+	VBROADCASTSS (SI)(R9*1), Z5
+	LONG         $0x4866f262
+	WORD         $0xcd52
+	VBROADCASTSS (SI)(R9*2), Z4
+	LONG         $0x4866f262
+	WORD         $0xd452
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z3, Z3, Z3
+	VMAXPS       Z0, Z3, Z0
+	VMAXPS       Z1, Z3, Z1
+	VMAXPS       Z2, Z3, Z2
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_3x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_3x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z3
+	VBROADCASTSS (SI), Z4
+	LONG         $0x4866f262
+	WORD         $0xc452
+	VBROADCASTSS (SI)(R9*1), Z5
+	LONG         $0x4866f262
+	WORD         $0xcd52
+	VBROADCASTSS (SI)(R9*2), Z4
+	LONG         $0x4866f262
+	WORD         $0xd452
 	ADDQ         R12, SI
 	ADDQ         R13, BX
 	DECQ         CX
@@ -910,6 +1646,212 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_3x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_3x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z6
+	VMOVUPS      64(BX), Z7
+	VBROADCASTSS (SI), Z8
+	LONG         $0x484ed262
+	WORD         $0xc052
+	LONG         $0x4846d262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R9*1), Z9
+	LONG         $0x484ed262
+	WORD         $0xd152
+	LONG         $0x4846d262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R9*2), Z8
+	LONG         $0x484ed262
+	WORD         $0xe052
+	LONG         $0x4846d262
+	WORD         $0xe852
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z6, Z6, Z6
+	VMAXPS       Z0, Z6, Z0
+	VMAXPS       Z1, Z6, Z1
+	VMAXPS       Z2, Z6, Z2
+	VMAXPS       Z3, Z6, Z3
+	VMAXPS       Z4, Z6, Z4
+	VMAXPS       Z5, Z6, Z5
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_3x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_3x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z6
+	VMOVUPS.Z    64(BX), K2, Z7
+	VBROADCASTSS (SI), Z8
+	LONG         $0x484ed262
+	WORD         $0xc052
+	LONG         $0x4846d262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R9*1), Z9
+	LONG         $0x484ed262
+	WORD         $0xd152
+	LONG         $0x4846d262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R9*2), Z8
+	LONG         $0x484ed262
+	WORD         $0xe052
+	LONG         $0x4846d262
+	WORD         $0xe852
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z6, Z6, Z6
+	VMAXPS       Z0, Z6, Z0
+	VMAXPS       Z1, Z6, Z1
+	VMAXPS       Z2, Z6, Z2
+	VMAXPS       Z3, Z6, Z3
+	VMAXPS       Z4, Z6, Z4
+	VMAXPS       Z5, Z6, Z5
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_4x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x1(SB), NOSPLIT, $0-8
@@ -1056,6 +1998,190 @@ step:
 	VFMADD231PS  Z5, Z4, Z2
 	VBROADCASTSS (SI)(R10*1), Z6
 	VFMADD231PS  Z6, Z4, Z3
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z4, Z4, Z4
+	VMAXPS       Z0, Z4, Z0
+	VMAXPS       Z1, Z4, Z1
+	VMAXPS       Z2, Z4, Z2
+	VMAXPS       Z3, Z4, Z3
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_4x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_4x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z3
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z4
+	VBROADCASTSS (SI), Z5
+	LONG         $0x485ef262
+	WORD         $0xc552
+	VBROADCASTSS (SI)(R9*1), Z6
+	LONG         $0x485ef262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*2), Z5
+	LONG         $0x485ef262
+	WORD         $0xd552
+	VBROADCASTSS (SI)(R10*1), Z6
+	LONG         $0x485ef262
+	WORD         $0xde52
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z4, Z4, Z4
+	VMAXPS       Z0, Z4, Z0
+	VMAXPS       Z1, Z4, Z1
+	VMAXPS       Z2, Z4, Z2
+	VMAXPS       Z3, Z4, Z3
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_4x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_4x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z3
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z3
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z4
+	VBROADCASTSS (SI), Z5
+	LONG         $0x485ef262
+	WORD         $0xc552
+	VBROADCASTSS (SI)(R9*1), Z6
+	LONG         $0x485ef262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*2), Z5
+	LONG         $0x485ef262
+	WORD         $0xd552
+	VBROADCASTSS (SI)(R10*1), Z6
+	LONG         $0x485ef262
+	WORD         $0xde52
 	ADDQ         R12, SI
 	ADDQ         R13, BX
 	DECQ         CX
@@ -1312,6 +2438,248 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_4x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_4x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	VMOVUPS 64(AX), Z7
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z6
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	VMOVAPS Z1, Z7
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z8
+	VMOVUPS      64(BX), Z9
+	VBROADCASTSS (SI), Z10
+	LONG         $0x483ed262
+	WORD         $0xc252
+	LONG         $0x4836d262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R9*1), Z11
+	LONG         $0x483ed262
+	WORD         $0xd352
+	LONG         $0x4836d262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R9*2), Z10
+	LONG         $0x483ed262
+	WORD         $0xe252
+	LONG         $0x4836d262
+	WORD         $0xea52
+	VBROADCASTSS (SI)(R10*1), Z11
+	LONG         $0x483ed262
+	WORD         $0xf352
+	LONG         $0x4836d262
+	WORD         $0xfb52
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z8, Z8, Z8
+	VMAXPS       Z0, Z8, Z0
+	VMAXPS       Z1, Z8, Z1
+	VMAXPS       Z2, Z8, Z2
+	VMAXPS       Z3, Z8, Z3
+	VMAXPS       Z4, Z8, Z4
+	VMAXPS       Z5, Z8, Z5
+	VMAXPS       Z6, Z8, Z6
+	VMAXPS       Z7, Z8, Z7
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_4x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_4x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	VMOVUPS.Z 64(AX), K2, Z7
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z6
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	VMOVAPS   Z1, Z7
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z8
+	VMOVUPS.Z    64(BX), K2, Z9
+	VBROADCASTSS (SI), Z10
+	LONG         $0x483ed262
+	WORD         $0xc252
+	LONG         $0x4836d262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R9*1), Z11
+	LONG         $0x483ed262
+	WORD         $0xd352
+	LONG         $0x4836d262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R9*2), Z10
+	LONG         $0x483ed262
+	WORD         $0xe252
+	LONG         $0x4836d262
+	WORD         $0xea52
+	VBROADCASTSS (SI)(R10*1), Z11
+	LONG         $0x483ed262
+	WORD         $0xf352
+	LONG         $0x4836d262
+	WORD         $0xfb52
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z8, Z8, Z8
+	VMAXPS       Z0, Z8, Z0
+	VMAXPS       Z1, Z8, Z1
+	VMAXPS       Z2, Z8, Z2
+	VMAXPS       Z3, Z8, Z3
+	VMAXPS       Z4, Z8, Z4
+	VMAXPS       Z5, Z8, Z5
+	VMAXPS       Z6, Z8, Z6
+	VMAXPS       Z7, Z8, Z7
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_5x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x1(SB), NOSPLIT, $0-8
@@ -1473,6 +2841,210 @@ step:
 	VFMADD231PS  Z7, Z5, Z3
 	VBROADCASTSS (SI)(R9*4), Z6
 	VFMADD231PS  Z6, Z5, Z4
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z5, Z5, Z5
+	VMAXPS       Z0, Z5, Z0
+	VMAXPS       Z1, Z5, Z1
+	VMAXPS       Z2, Z5, Z2
+	VMAXPS       Z3, Z5, Z3
+	VMAXPS       Z4, Z5, Z4
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_5x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_5x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z5
+	VBROADCASTSS (SI), Z6
+	LONG         $0x4856f262
+	WORD         $0xc652
+	VBROADCASTSS (SI)(R9*1), Z7
+	LONG         $0x4856f262
+	WORD         $0xcf52
+	VBROADCASTSS (SI)(R9*2), Z6
+	LONG         $0x4856f262
+	WORD         $0xd652
+	VBROADCASTSS (SI)(R10*1), Z7
+	LONG         $0x4856f262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R9*4), Z6
+	LONG         $0x4856f262
+	WORD         $0xe652
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z5, Z5, Z5
+	VMAXPS       Z0, Z5, Z0
+	VMAXPS       Z1, Z5, Z1
+	VMAXPS       Z2, Z5, Z2
+	VMAXPS       Z3, Z5, Z3
+	VMAXPS       Z4, Z5, Z4
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_5x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_5x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z3
+	VMOVAPS   Z0, Z4
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z5
+	VBROADCASTSS (SI), Z6
+	LONG         $0x4856f262
+	WORD         $0xc652
+	VBROADCASTSS (SI)(R9*1), Z7
+	LONG         $0x4856f262
+	WORD         $0xcf52
+	VBROADCASTSS (SI)(R9*2), Z6
+	LONG         $0x4856f262
+	WORD         $0xd652
+	VBROADCASTSS (SI)(R10*1), Z7
+	LONG         $0x4856f262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R9*4), Z6
+	LONG         $0x4856f262
+	WORD         $0xe652
 	ADDQ         R12, SI
 	ADDQ         R13, BX
 	DECQ         CX
@@ -1762,6 +3334,282 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_5x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_5x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	VMOVUPS 64(AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	VMOVUPS 64(AX), Z9
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z8
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	VMOVAPS Z1, Z7
+	VMOVAPS Z1, Z9
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z10
+	VMOVUPS      64(BX), Z11
+	VBROADCASTSS (SI), Z12
+	LONG         $0x482ed262
+	WORD         $0xc452
+	LONG         $0x4826d262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R9*1), Z13
+	LONG         $0x482ed262
+	WORD         $0xd552
+	LONG         $0x4826d262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R9*2), Z12
+	LONG         $0x482ed262
+	WORD         $0xe452
+	LONG         $0x4826d262
+	WORD         $0xec52
+	VBROADCASTSS (SI)(R10*1), Z13
+	LONG         $0x482ed262
+	WORD         $0xf552
+	LONG         $0x4826d262
+	WORD         $0xfd52
+	VBROADCASTSS (SI)(R9*4), Z12
+	LONG         $0x482e5262
+	WORD         $0xc452
+	LONG         $0x48265262
+	WORD         $0xcc52
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z10, Z10, Z10
+	VMAXPS       Z0, Z10, Z0
+	VMAXPS       Z1, Z10, Z1
+	VMAXPS       Z2, Z10, Z2
+	VMAXPS       Z3, Z10, Z3
+	VMAXPS       Z4, Z10, Z4
+	VMAXPS       Z5, Z10, Z5
+	VMAXPS       Z6, Z10, Z6
+	VMAXPS       Z7, Z10, Z7
+	VMAXPS       Z8, Z10, Z8
+	VMAXPS       Z9, Z10, Z9
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_5x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_5x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	VMOVUPS.Z 64(AX), K2, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	VMOVUPS.Z 64(AX), K2, Z9
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z8
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	VMOVAPS   Z1, Z7
+	VMOVAPS   Z1, Z9
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z10
+	VMOVUPS.Z    64(BX), K2, Z11
+	VBROADCASTSS (SI), Z12
+	LONG         $0x482ed262
+	WORD         $0xc452
+	LONG         $0x4826d262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R9*1), Z13
+	LONG         $0x482ed262
+	WORD         $0xd552
+	LONG         $0x4826d262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R9*2), Z12
+	LONG         $0x482ed262
+	WORD         $0xe452
+	LONG         $0x4826d262
+	WORD         $0xec52
+	VBROADCASTSS (SI)(R10*1), Z13
+	LONG         $0x482ed262
+	WORD         $0xf552
+	LONG         $0x4826d262
+	WORD         $0xfd52
+	VBROADCASTSS (SI)(R9*4), Z12
+	LONG         $0x482e5262
+	WORD         $0xc452
+	LONG         $0x48265262
+	WORD         $0xcc52
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z10, Z10, Z10
+	VMAXPS       Z0, Z10, Z0
+	VMAXPS       Z1, Z10, Z1
+	VMAXPS       Z2, Z10, Z2
+	VMAXPS       Z3, Z10, Z3
+	VMAXPS       Z4, Z10, Z4
+	VMAXPS       Z5, Z10, Z5
+	VMAXPS       Z6, Z10, Z6
+	VMAXPS       Z7, Z10, Z7
+	VMAXPS       Z8, Z10, Z8
+	VMAXPS       Z9, Z10, Z9
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_6x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x1(SB), NOSPLIT, $0-8
@@ -1940,6 +3788,232 @@ step:
 	VFMADD231PS  Z7, Z6, Z4
 	VBROADCASTSS (SI)(R11*1), Z8
 	VFMADD231PS  Z8, Z6, Z5
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z6, Z6, Z6
+	VMAXPS       Z0, Z6, Z0
+	VMAXPS       Z1, Z6, Z1
+	VMAXPS       Z2, Z6, Z2
+	VMAXPS       Z3, Z6, Z3
+	VMAXPS       Z4, Z6, Z4
+	VMAXPS       Z5, Z6, Z5
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_6x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_6x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z5
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z6
+	VBROADCASTSS (SI), Z7
+	LONG         $0x484ef262
+	WORD         $0xc752
+	VBROADCASTSS (SI)(R9*1), Z8
+	LONG         $0x484ed262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R9*2), Z7
+	LONG         $0x484ef262
+	WORD         $0xd752
+	VBROADCASTSS (SI)(R10*1), Z8
+	LONG         $0x484ed262
+	WORD         $0xd852
+	VBROADCASTSS (SI)(R9*4), Z7
+	LONG         $0x484ef262
+	WORD         $0xe752
+	VBROADCASTSS (SI)(R11*1), Z8
+	LONG         $0x484ed262
+	WORD         $0xe852
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z6, Z6, Z6
+	VMAXPS       Z0, Z6, Z0
+	VMAXPS       Z1, Z6, Z1
+	VMAXPS       Z2, Z6, Z2
+	VMAXPS       Z3, Z6, Z3
+	VMAXPS       Z4, Z6, Z4
+	VMAXPS       Z5, Z6, Z5
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_6x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_6x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z5
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z3
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z5
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z6
+	VBROADCASTSS (SI), Z7
+	LONG         $0x484ef262
+	WORD         $0xc752
+	VBROADCASTSS (SI)(R9*1), Z8
+	LONG         $0x484ed262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R9*2), Z7
+	LONG         $0x484ef262
+	WORD         $0xd752
+	VBROADCASTSS (SI)(R10*1), Z8
+	LONG         $0x484ed262
+	WORD         $0xd852
+	VBROADCASTSS (SI)(R9*4), Z7
+	LONG         $0x484ef262
+	WORD         $0xe752
+	VBROADCASTSS (SI)(R11*1), Z8
+	LONG         $0x484ed262
+	WORD         $0xe852
 	ADDQ         R12, SI
 	ADDQ         R13, BX
 	DECQ         CX
@@ -2264,6 +4338,318 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_6x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_6x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	VMOVUPS 64(AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	VMOVUPS 64(AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	VMOVUPS 64(AX), Z11
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z10
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	VMOVAPS Z1, Z7
+	VMOVAPS Z1, Z9
+	VMOVAPS Z1, Z11
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z12
+	VMOVUPS      64(BX), Z13
+	VBROADCASTSS (SI), Z14
+	LONG         $0x481ed262
+	WORD         $0xc652
+	LONG         $0x4816d262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*1), Z15
+	LONG         $0x481ed262
+	WORD         $0xd752
+	LONG         $0x4816d262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R9*2), Z14
+	LONG         $0x481ed262
+	WORD         $0xe652
+	LONG         $0x4816d262
+	WORD         $0xee52
+	VBROADCASTSS (SI)(R10*1), Z15
+	LONG         $0x481ed262
+	WORD         $0xf752
+	LONG         $0x4816d262
+	WORD         $0xff52
+	VBROADCASTSS (SI)(R9*4), Z14
+	LONG         $0x481e5262
+	WORD         $0xc652
+	LONG         $0x48165262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R11*1), Z15
+	LONG         $0x481e5262
+	WORD         $0xd752
+	LONG         $0x48165262
+	WORD         $0xdf52
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z12, Z12, Z12
+	VMAXPS       Z0, Z12, Z0
+	VMAXPS       Z1, Z12, Z1
+	VMAXPS       Z2, Z12, Z2
+	VMAXPS       Z3, Z12, Z3
+	VMAXPS       Z4, Z12, Z4
+	VMAXPS       Z5, Z12, Z5
+	VMAXPS       Z6, Z12, Z6
+	VMAXPS       Z7, Z12, Z7
+	VMAXPS       Z8, Z12, Z8
+	VMAXPS       Z9, Z12, Z9
+	VMAXPS       Z10, Z12, Z10
+	VMAXPS       Z11, Z12, Z11
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_6x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_6x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	VMOVUPS.Z 64(AX), K2, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	VMOVUPS.Z 64(AX), K2, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	VMOVUPS.Z 64(AX), K2, Z11
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z10
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	VMOVAPS   Z1, Z7
+	VMOVAPS   Z1, Z9
+	VMOVAPS   Z1, Z11
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z12
+	VMOVUPS.Z    64(BX), K2, Z13
+	VBROADCASTSS (SI), Z14
+	LONG         $0x481ed262
+	WORD         $0xc652
+	LONG         $0x4816d262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*1), Z15
+	LONG         $0x481ed262
+	WORD         $0xd752
+	LONG         $0x4816d262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R9*2), Z14
+	LONG         $0x481ed262
+	WORD         $0xe652
+	LONG         $0x4816d262
+	WORD         $0xee52
+	VBROADCASTSS (SI)(R10*1), Z15
+	LONG         $0x481ed262
+	WORD         $0xf752
+	LONG         $0x4816d262
+	WORD         $0xff52
+	VBROADCASTSS (SI)(R9*4), Z14
+	LONG         $0x481e5262
+	WORD         $0xc652
+	LONG         $0x48165262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R11*1), Z15
+	LONG         $0x481e5262
+	WORD         $0xd752
+	LONG         $0x48165262
+	WORD         $0xdf52
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z12, Z12, Z12
+	VMAXPS       Z0, Z12, Z0
+	VMAXPS       Z1, Z12, Z1
+	VMAXPS       Z2, Z12, Z2
+	VMAXPS       Z3, Z12, Z3
+	VMAXPS       Z4, Z12, Z4
+	VMAXPS       Z5, Z12, Z5
+	VMAXPS       Z6, Z12, Z6
+	VMAXPS       Z7, Z12, Z7
+	VMAXPS       Z8, Z12, Z8
+	VMAXPS       Z9, Z12, Z9
+	VMAXPS       Z10, Z12, Z10
+	VMAXPS       Z11, Z12, Z11
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_7x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x1(SB), NOSPLIT, $0-8
@@ -2457,6 +4843,252 @@ step:
 	VFMADD231PS  Z9, Z7, Z5
 	VBROADCASTSS (SI)(R10*2), Z8
 	VFMADD231PS  Z8, Z7, Z6
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z7, Z7, Z7
+	VMAXPS       Z0, Z7, Z0
+	VMAXPS       Z1, Z7, Z1
+	VMAXPS       Z2, Z7, Z2
+	VMAXPS       Z3, Z7, Z3
+	VMAXPS       Z4, Z7, Z4
+	VMAXPS       Z5, Z7, Z5
+	VMAXPS       Z6, Z7, Z6
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_7x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_7x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z7
+	VBROADCASTSS (SI), Z8
+	LONG         $0x4846d262
+	WORD         $0xc052
+	VBROADCASTSS (SI)(R9*1), Z9
+	LONG         $0x4846d262
+	WORD         $0xc952
+	VBROADCASTSS (SI)(R9*2), Z8
+	LONG         $0x4846d262
+	WORD         $0xd052
+	VBROADCASTSS (SI)(R10*1), Z9
+	LONG         $0x4846d262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R9*4), Z8
+	LONG         $0x4846d262
+	WORD         $0xe052
+	VBROADCASTSS (SI)(R11*1), Z9
+	LONG         $0x4846d262
+	WORD         $0xe952
+	VBROADCASTSS (SI)(R10*2), Z8
+	LONG         $0x4846d262
+	WORD         $0xf052
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z7, Z7, Z7
+	VMAXPS       Z0, Z7, Z0
+	VMAXPS       Z1, Z7, Z1
+	VMAXPS       Z2, Z7, Z2
+	VMAXPS       Z3, Z7, Z3
+	VMAXPS       Z4, Z7, Z4
+	VMAXPS       Z5, Z7, Z5
+	VMAXPS       Z6, Z7, Z6
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_7x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_7x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z3
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z5
+	VMOVAPS   Z0, Z6
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z7
+	VBROADCASTSS (SI), Z8
+	LONG         $0x4846d262
+	WORD         $0xc052
+	VBROADCASTSS (SI)(R9*1), Z9
+	LONG         $0x4846d262
+	WORD         $0xc952
+	VBROADCASTSS (SI)(R9*2), Z8
+	LONG         $0x4846d262
+	WORD         $0xd052
+	VBROADCASTSS (SI)(R10*1), Z9
+	LONG         $0x4846d262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R9*4), Z8
+	LONG         $0x4846d262
+	WORD         $0xe052
+	VBROADCASTSS (SI)(R11*1), Z9
+	LONG         $0x4846d262
+	WORD         $0xe952
+	VBROADCASTSS (SI)(R10*2), Z8
+	LONG         $0x4846d262
+	WORD         $0xf052
 	ADDQ         R12, SI
 	ADDQ         R13, BX
 	DECQ         CX
@@ -2814,6 +5446,352 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_7x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_7x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	VMOVUPS 64(AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	VMOVUPS 64(AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	VMOVUPS 64(AX), Z11
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z12
+	VMOVUPS 64(AX), Z13
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z12
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	VMOVAPS Z1, Z7
+	VMOVAPS Z1, Z9
+	VMOVAPS Z1, Z11
+	VMOVAPS Z1, Z13
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z14
+	VMOVUPS      64(BX), Z15
+	VBROADCASTSS (SI), Z16
+	LONG         $0x480eb262
+	WORD         $0xc052
+	LONG         $0x4806b262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R9*1), Z17
+	LONG         $0x480eb262
+	WORD         $0xd152
+	LONG         $0x4806b262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R9*2), Z16
+	LONG         $0x480eb262
+	WORD         $0xe052
+	LONG         $0x4806b262
+	WORD         $0xe852
+	VBROADCASTSS (SI)(R10*1), Z17
+	LONG         $0x480eb262
+	WORD         $0xf152
+	LONG         $0x4806b262
+	WORD         $0xf952
+	VBROADCASTSS (SI)(R9*4), Z16
+	LONG         $0x480e3262
+	WORD         $0xc052
+	LONG         $0x48063262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R11*1), Z17
+	LONG         $0x480e3262
+	WORD         $0xd152
+	LONG         $0x48063262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R10*2), Z16
+	LONG         $0x480e3262
+	WORD         $0xe052
+	LONG         $0x48063262
+	WORD         $0xe852
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z14, Z14, Z14
+	VMAXPS       Z0, Z14, Z0
+	VMAXPS       Z1, Z14, Z1
+	VMAXPS       Z2, Z14, Z2
+	VMAXPS       Z3, Z14, Z3
+	VMAXPS       Z4, Z14, Z4
+	VMAXPS       Z5, Z14, Z5
+	VMAXPS       Z6, Z14, Z6
+	VMAXPS       Z7, Z14, Z7
+	VMAXPS       Z8, Z14, Z8
+	VMAXPS       Z9, Z14, Z9
+	VMAXPS       Z10, Z14, Z10
+	VMAXPS       Z11, Z14, Z11
+	VMAXPS       Z12, Z14, Z12
+	VMAXPS       Z13, Z14, Z13
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_7x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_7x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	VMOVUPS.Z 64(AX), K2, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	VMOVUPS.Z 64(AX), K2, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	VMOVUPS.Z 64(AX), K2, Z11
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z12
+	VMOVUPS.Z 64(AX), K2, Z13
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z10
+	VMOVAPS   Z0, Z12
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	VMOVAPS   Z1, Z7
+	VMOVAPS   Z1, Z9
+	VMOVAPS   Z1, Z11
+	VMOVAPS   Z1, Z13
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z14
+	VMOVUPS.Z    64(BX), K2, Z15
+	VBROADCASTSS (SI), Z16
+	LONG         $0x480eb262
+	WORD         $0xc052
+	LONG         $0x4806b262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R9*1), Z17
+	LONG         $0x480eb262
+	WORD         $0xd152
+	LONG         $0x4806b262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R9*2), Z16
+	LONG         $0x480eb262
+	WORD         $0xe052
+	LONG         $0x4806b262
+	WORD         $0xe852
+	VBROADCASTSS (SI)(R10*1), Z17
+	LONG         $0x480eb262
+	WORD         $0xf152
+	LONG         $0x4806b262
+	WORD         $0xf952
+	VBROADCASTSS (SI)(R9*4), Z16
+	LONG         $0x480e3262
+	WORD         $0xc052
+	LONG         $0x48063262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R11*1), Z17
+	LONG         $0x480e3262
+	WORD         $0xd152
+	LONG         $0x48063262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R10*2), Z16
+	LONG         $0x480e3262
+	WORD         $0xe052
+	LONG         $0x48063262
+	WORD         $0xe852
+	ADDQ         R12, SI
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z14, Z14, Z14
+	VMAXPS       Z0, Z14, Z0
+	VMAXPS       Z1, Z14, Z1
+	VMAXPS       Z2, Z14, Z2
+	VMAXPS       Z3, Z14, Z3
+	VMAXPS       Z4, Z14, Z4
+	VMAXPS       Z5, Z14, Z5
+	VMAXPS       Z6, Z14, Z6
+	VMAXPS       Z7, Z14, Z7
+	VMAXPS       Z8, Z14, Z8
+	VMAXPS       Z9, Z14, Z9
+	VMAXPS       Z10, Z14, Z10
+	VMAXPS       Z11, Z14, Z11
+	VMAXPS       Z12, Z14, Z12
+	VMAXPS       Z13, Z14, Z13
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, K1, (AX)
+	VMOVUPS Z13, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_8x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x1(SB), NOSPLIT, $0-8
@@ -3028,6 +6006,280 @@ step:
 	VFMADD231PS  Z9, Z8, Z6
 	VBROADCASTSS (R8), Z10
 	VFMADD231PS  Z10, Z8, Z7
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z8, Z8, Z8
+	VMAXPS       Z0, Z8, Z0
+	VMAXPS       Z1, Z8, Z1
+	VMAXPS       Z2, Z8, Z2
+	VMAXPS       Z3, Z8, Z3
+	VMAXPS       Z4, Z8, Z4
+	VMAXPS       Z5, Z8, Z5
+	VMAXPS       Z6, Z8, Z6
+	VMAXPS       Z7, Z8, Z7
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_8x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_8x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z7
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z7
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z8
+	VBROADCASTSS (SI), Z9
+	LONG         $0x483ed262
+	WORD         $0xc152
+	VBROADCASTSS (SI)(R9*1), Z10
+	LONG         $0x483ed262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R9*2), Z9
+	LONG         $0x483ed262
+	WORD         $0xd152
+	VBROADCASTSS (SI)(R10*1), Z10
+	LONG         $0x483ed262
+	WORD         $0xda52
+	VBROADCASTSS (SI)(R9*4), Z9
+	LONG         $0x483ed262
+	WORD         $0xe152
+	VBROADCASTSS (SI)(R11*1), Z10
+	LONG         $0x483ed262
+	WORD         $0xea52
+	VBROADCASTSS (SI)(R10*2), Z9
+	LONG         $0x483ed262
+	WORD         $0xf152
+	VBROADCASTSS (R8), Z10
+	LONG         $0x483ed262
+	WORD         $0xfa52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z8, Z8, Z8
+	VMAXPS       Z0, Z8, Z0
+	VMAXPS       Z1, Z8, Z1
+	VMAXPS       Z2, Z8, Z2
+	VMAXPS       Z3, Z8, Z3
+	VMAXPS       Z4, Z8, Z4
+	VMAXPS       Z5, Z8, Z5
+	VMAXPS       Z6, Z8, Z6
+	VMAXPS       Z7, Z8, Z7
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_8x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_8x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z7
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z3
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z5
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z7
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z8
+	VBROADCASTSS (SI), Z9
+	LONG         $0x483ed262
+	WORD         $0xc152
+	VBROADCASTSS (SI)(R9*1), Z10
+	LONG         $0x483ed262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R9*2), Z9
+	LONG         $0x483ed262
+	WORD         $0xd152
+	VBROADCASTSS (SI)(R10*1), Z10
+	LONG         $0x483ed262
+	WORD         $0xda52
+	VBROADCASTSS (SI)(R9*4), Z9
+	LONG         $0x483ed262
+	WORD         $0xe152
+	VBROADCASTSS (SI)(R11*1), Z10
+	LONG         $0x483ed262
+	WORD         $0xea52
+	VBROADCASTSS (SI)(R10*2), Z9
+	LONG         $0x483ed262
+	WORD         $0xf152
+	VBROADCASTSS (R8), Z10
+	LONG         $0x483ed262
+	WORD         $0xfa52
 	ADDQ         R12, SI
 	ADDQ         R12, R8
 	ADDQ         R13, BX
@@ -3428,6 +6680,394 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_8x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_8x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	VMOVUPS 64(AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	VMOVUPS 64(AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	VMOVUPS 64(AX), Z11
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z12
+	VMOVUPS 64(AX), Z13
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z14
+	VMOVUPS 64(AX), Z15
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z12
+	VMOVAPS Z0, Z14
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	VMOVAPS Z1, Z7
+	VMOVAPS Z1, Z9
+	VMOVAPS Z1, Z11
+	VMOVAPS Z1, Z13
+	VMOVAPS Z1, Z15
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z16
+	VMOVUPS      64(BX), Z17
+	VBROADCASTSS (SI), Z18
+	LONG         $0x407eb262
+	WORD         $0xc252
+	LONG         $0x4076b262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R9*1), Z19
+	LONG         $0x407eb262
+	WORD         $0xd352
+	LONG         $0x4076b262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R9*2), Z18
+	LONG         $0x407eb262
+	WORD         $0xe252
+	LONG         $0x4076b262
+	WORD         $0xea52
+	VBROADCASTSS (SI)(R10*1), Z19
+	LONG         $0x407eb262
+	WORD         $0xf352
+	LONG         $0x4076b262
+	WORD         $0xfb52
+	VBROADCASTSS (SI)(R9*4), Z18
+	LONG         $0x407e3262
+	WORD         $0xc252
+	LONG         $0x40763262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R11*1), Z19
+	LONG         $0x407e3262
+	WORD         $0xd352
+	LONG         $0x40763262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R10*2), Z18
+	LONG         $0x407e3262
+	WORD         $0xe252
+	LONG         $0x40763262
+	WORD         $0xea52
+	VBROADCASTSS (R8), Z19
+	LONG         $0x407e3262
+	WORD         $0xf352
+	LONG         $0x40763262
+	WORD         $0xfb52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z16, Z16, Z16
+	VMAXPS       Z0, Z16, Z0
+	VMAXPS       Z1, Z16, Z1
+	VMAXPS       Z2, Z16, Z2
+	VMAXPS       Z3, Z16, Z3
+	VMAXPS       Z4, Z16, Z4
+	VMAXPS       Z5, Z16, Z5
+	VMAXPS       Z6, Z16, Z6
+	VMAXPS       Z7, Z16, Z7
+	VMAXPS       Z8, Z16, Z8
+	VMAXPS       Z9, Z16, Z9
+	VMAXPS       Z10, Z16, Z10
+	VMAXPS       Z11, Z16, Z11
+	VMAXPS       Z12, Z16, Z12
+	VMAXPS       Z13, Z16, Z13
+	VMAXPS       Z14, Z16, Z14
+	VMAXPS       Z15, Z16, Z15
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, (AX)
+	VMOVUPS Z15, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_8x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_8x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	VMOVUPS.Z 64(AX), K2, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	VMOVUPS.Z 64(AX), K2, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	VMOVUPS.Z 64(AX), K2, Z11
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z12
+	VMOVUPS.Z 64(AX), K2, Z13
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z14
+	VMOVUPS.Z 64(AX), K2, Z15
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z10
+	VMOVAPS   Z0, Z12
+	VMOVAPS   Z0, Z14
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	VMOVAPS   Z1, Z7
+	VMOVAPS   Z1, Z9
+	VMOVAPS   Z1, Z11
+	VMOVAPS   Z1, Z13
+	VMOVAPS   Z1, Z15
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z16
+	VMOVUPS.Z    64(BX), K2, Z17
+	VBROADCASTSS (SI), Z18
+	LONG         $0x407eb262
+	WORD         $0xc252
+	LONG         $0x4076b262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R9*1), Z19
+	LONG         $0x407eb262
+	WORD         $0xd352
+	LONG         $0x4076b262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R9*2), Z18
+	LONG         $0x407eb262
+	WORD         $0xe252
+	LONG         $0x4076b262
+	WORD         $0xea52
+	VBROADCASTSS (SI)(R10*1), Z19
+	LONG         $0x407eb262
+	WORD         $0xf352
+	LONG         $0x4076b262
+	WORD         $0xfb52
+	VBROADCASTSS (SI)(R9*4), Z18
+	LONG         $0x407e3262
+	WORD         $0xc252
+	LONG         $0x40763262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R11*1), Z19
+	LONG         $0x407e3262
+	WORD         $0xd352
+	LONG         $0x40763262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R10*2), Z18
+	LONG         $0x407e3262
+	WORD         $0xe252
+	LONG         $0x40763262
+	WORD         $0xea52
+	VBROADCASTSS (R8), Z19
+	LONG         $0x407e3262
+	WORD         $0xf352
+	LONG         $0x40763262
+	WORD         $0xfb52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z16, Z16, Z16
+	VMAXPS       Z0, Z16, Z0
+	VMAXPS       Z1, Z16, Z1
+	VMAXPS       Z2, Z16, Z2
+	VMAXPS       Z3, Z16, Z3
+	VMAXPS       Z4, Z16, Z4
+	VMAXPS       Z5, Z16, Z5
+	VMAXPS       Z6, Z16, Z6
+	VMAXPS       Z7, Z16, Z7
+	VMAXPS       Z8, Z16, Z8
+	VMAXPS       Z9, Z16, Z9
+	VMAXPS       Z10, Z16, Z10
+	VMAXPS       Z11, Z16, Z11
+	VMAXPS       Z12, Z16, Z12
+	VMAXPS       Z13, Z16, Z13
+	VMAXPS       Z14, Z16, Z14
+	VMAXPS       Z15, Z16, Z15
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, K1, (AX)
+	VMOVUPS Z13, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, K1, (AX)
+	VMOVUPS Z15, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_9x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x1(SB), NOSPLIT, $0-8
@@ -3657,6 +7297,300 @@ step:
 	VFMADD231PS  Z11, Z9, Z7
 	VBROADCASTSS (R8)(R9*1), Z10
 	VFMADD231PS  Z10, Z9, Z8
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z9, Z9, Z9
+	VMAXPS       Z0, Z9, Z0
+	VMAXPS       Z1, Z9, Z1
+	VMAXPS       Z2, Z9, Z2
+	VMAXPS       Z3, Z9, Z3
+	VMAXPS       Z4, Z9, Z4
+	VMAXPS       Z5, Z9, Z5
+	VMAXPS       Z6, Z9, Z6
+	VMAXPS       Z7, Z9, Z7
+	VMAXPS       Z8, Z9, Z8
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_9x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_9x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z7
+	VMOVAPS Z0, Z8
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z9
+	VBROADCASTSS (SI), Z10
+	LONG         $0x4836d262
+	WORD         $0xc252
+	VBROADCASTSS (SI)(R9*1), Z11
+	LONG         $0x4836d262
+	WORD         $0xcb52
+	VBROADCASTSS (SI)(R9*2), Z10
+	LONG         $0x4836d262
+	WORD         $0xd252
+	VBROADCASTSS (SI)(R10*1), Z11
+	LONG         $0x4836d262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R9*4), Z10
+	LONG         $0x4836d262
+	WORD         $0xe252
+	VBROADCASTSS (SI)(R11*1), Z11
+	LONG         $0x4836d262
+	WORD         $0xeb52
+	VBROADCASTSS (SI)(R10*2), Z10
+	LONG         $0x4836d262
+	WORD         $0xf252
+	VBROADCASTSS (R8), Z11
+	LONG         $0x4836d262
+	WORD         $0xfb52
+	VBROADCASTSS (R8)(R9*1), Z10
+	LONG         $0x48365262
+	WORD         $0xc252
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z9, Z9, Z9
+	VMAXPS       Z0, Z9, Z0
+	VMAXPS       Z1, Z9, Z1
+	VMAXPS       Z2, Z9, Z2
+	VMAXPS       Z3, Z9, Z3
+	VMAXPS       Z4, Z9, Z4
+	VMAXPS       Z5, Z9, Z5
+	VMAXPS       Z6, Z9, Z6
+	VMAXPS       Z7, Z9, Z7
+	VMAXPS       Z8, Z9, Z8
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_9x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_9x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z3
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z5
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z7
+	VMOVAPS   Z0, Z8
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z9
+	VBROADCASTSS (SI), Z10
+	LONG         $0x4836d262
+	WORD         $0xc252
+	VBROADCASTSS (SI)(R9*1), Z11
+	LONG         $0x4836d262
+	WORD         $0xcb52
+	VBROADCASTSS (SI)(R9*2), Z10
+	LONG         $0x4836d262
+	WORD         $0xd252
+	VBROADCASTSS (SI)(R10*1), Z11
+	LONG         $0x4836d262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R9*4), Z10
+	LONG         $0x4836d262
+	WORD         $0xe252
+	VBROADCASTSS (SI)(R11*1), Z11
+	LONG         $0x4836d262
+	WORD         $0xeb52
+	VBROADCASTSS (SI)(R10*2), Z10
+	LONG         $0x4836d262
+	WORD         $0xf252
+	VBROADCASTSS (R8), Z11
+	LONG         $0x4836d262
+	WORD         $0xfb52
+	VBROADCASTSS (R8)(R9*1), Z10
+	LONG         $0x48365262
+	WORD         $0xc252
 	ADDQ         R12, SI
 	ADDQ         R12, R8
 	ADDQ         R13, BX
@@ -4090,6 +8024,428 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_9x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_9x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	VMOVUPS 64(AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	VMOVUPS 64(AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	VMOVUPS 64(AX), Z11
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z12
+	VMOVUPS 64(AX), Z13
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z14
+	VMOVUPS 64(AX), Z15
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z16
+	VMOVUPS 64(AX), Z17
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z12
+	VMOVAPS Z0, Z14
+	VMOVAPS Z0, Z16
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	VMOVAPS Z1, Z7
+	VMOVAPS Z1, Z9
+	VMOVAPS Z1, Z11
+	VMOVAPS Z1, Z13
+	VMOVAPS Z1, Z15
+	VMOVAPS Z1, Z17
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z18
+	VMOVUPS      64(BX), Z19
+	VBROADCASTSS (SI), Z20
+	LONG         $0x406eb262
+	WORD         $0xc452
+	LONG         $0x4066b262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R9*1), Z21
+	LONG         $0x406eb262
+	WORD         $0xd552
+	LONG         $0x4066b262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R9*2), Z20
+	LONG         $0x406eb262
+	WORD         $0xe452
+	LONG         $0x4066b262
+	WORD         $0xec52
+	VBROADCASTSS (SI)(R10*1), Z21
+	LONG         $0x406eb262
+	WORD         $0xf552
+	LONG         $0x4066b262
+	WORD         $0xfd52
+	VBROADCASTSS (SI)(R9*4), Z20
+	LONG         $0x406e3262
+	WORD         $0xc452
+	LONG         $0x40663262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R11*1), Z21
+	LONG         $0x406e3262
+	WORD         $0xd552
+	LONG         $0x40663262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R10*2), Z20
+	LONG         $0x406e3262
+	WORD         $0xe452
+	LONG         $0x40663262
+	WORD         $0xec52
+	VBROADCASTSS (R8), Z21
+	LONG         $0x406e3262
+	WORD         $0xf552
+	LONG         $0x40663262
+	WORD         $0xfd52
+	VBROADCASTSS (R8)(R9*1), Z20
+	LONG         $0x406ea262
+	WORD         $0xc452
+	LONG         $0x4066a262
+	WORD         $0xcc52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z18, Z18, Z18
+	VMAXPS       Z0, Z18, Z0
+	VMAXPS       Z1, Z18, Z1
+	VMAXPS       Z2, Z18, Z2
+	VMAXPS       Z3, Z18, Z3
+	VMAXPS       Z4, Z18, Z4
+	VMAXPS       Z5, Z18, Z5
+	VMAXPS       Z6, Z18, Z6
+	VMAXPS       Z7, Z18, Z7
+	VMAXPS       Z8, Z18, Z8
+	VMAXPS       Z9, Z18, Z9
+	VMAXPS       Z10, Z18, Z10
+	VMAXPS       Z11, Z18, Z11
+	VMAXPS       Z12, Z18, Z12
+	VMAXPS       Z13, Z18, Z13
+	VMAXPS       Z14, Z18, Z14
+	VMAXPS       Z15, Z18, Z15
+	VMAXPS       Z16, Z18, Z16
+	VMAXPS       Z17, Z18, Z17
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, (AX)
+	VMOVUPS Z15, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, (AX)
+	VMOVUPS Z17, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_9x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_9x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	VMOVUPS.Z 64(AX), K2, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	VMOVUPS.Z 64(AX), K2, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	VMOVUPS.Z 64(AX), K2, Z11
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z12
+	VMOVUPS.Z 64(AX), K2, Z13
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z14
+	VMOVUPS.Z 64(AX), K2, Z15
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z16
+	VMOVUPS.Z 64(AX), K2, Z17
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z10
+	VMOVAPS   Z0, Z12
+	VMOVAPS   Z0, Z14
+	VMOVAPS   Z0, Z16
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	VMOVAPS   Z1, Z7
+	VMOVAPS   Z1, Z9
+	VMOVAPS   Z1, Z11
+	VMOVAPS   Z1, Z13
+	VMOVAPS   Z1, Z15
+	VMOVAPS   Z1, Z17
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z18
+	VMOVUPS.Z    64(BX), K2, Z19
+	VBROADCASTSS (SI), Z20
+	LONG         $0x406eb262
+	WORD         $0xc452
+	LONG         $0x4066b262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R9*1), Z21
+	LONG         $0x406eb262
+	WORD         $0xd552
+	LONG         $0x4066b262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R9*2), Z20
+	LONG         $0x406eb262
+	WORD         $0xe452
+	LONG         $0x4066b262
+	WORD         $0xec52
+	VBROADCASTSS (SI)(R10*1), Z21
+	LONG         $0x406eb262
+	WORD         $0xf552
+	LONG         $0x4066b262
+	WORD         $0xfd52
+	VBROADCASTSS (SI)(R9*4), Z20
+	LONG         $0x406e3262
+	WORD         $0xc452
+	LONG         $0x40663262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R11*1), Z21
+	LONG         $0x406e3262
+	WORD         $0xd552
+	LONG         $0x40663262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R10*2), Z20
+	LONG         $0x406e3262
+	WORD         $0xe452
+	LONG         $0x40663262
+	WORD         $0xec52
+	VBROADCASTSS (R8), Z21
+	LONG         $0x406e3262
+	WORD         $0xf552
+	LONG         $0x40663262
+	WORD         $0xfd52
+	VBROADCASTSS (R8)(R9*1), Z20
+	LONG         $0x406ea262
+	WORD         $0xc452
+	LONG         $0x4066a262
+	WORD         $0xcc52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z18, Z18, Z18
+	VMAXPS       Z0, Z18, Z0
+	VMAXPS       Z1, Z18, Z1
+	VMAXPS       Z2, Z18, Z2
+	VMAXPS       Z3, Z18, Z3
+	VMAXPS       Z4, Z18, Z4
+	VMAXPS       Z5, Z18, Z5
+	VMAXPS       Z6, Z18, Z6
+	VMAXPS       Z7, Z18, Z7
+	VMAXPS       Z8, Z18, Z8
+	VMAXPS       Z9, Z18, Z9
+	VMAXPS       Z10, Z18, Z10
+	VMAXPS       Z11, Z18, Z11
+	VMAXPS       Z12, Z18, Z12
+	VMAXPS       Z13, Z18, Z13
+	VMAXPS       Z14, Z18, Z14
+	VMAXPS       Z15, Z18, Z15
+	VMAXPS       Z16, Z18, Z16
+	VMAXPS       Z17, Z18, Z17
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, K1, (AX)
+	VMOVUPS Z13, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, K1, (AX)
+	VMOVUPS Z15, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, K1, (AX)
+	VMOVUPS Z17, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_10x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x1(SB), NOSPLIT, $0-8
@@ -4334,6 +8690,320 @@ step:
 	VFMADD231PS  Z11, Z10, Z8
 	VBROADCASTSS (R8)(R9*2), Z12
 	VFMADD231PS  Z12, Z10, Z9
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z10, Z10, Z10
+	VMAXPS       Z0, Z10, Z0
+	VMAXPS       Z1, Z10, Z1
+	VMAXPS       Z2, Z10, Z2
+	VMAXPS       Z3, Z10, Z3
+	VMAXPS       Z4, Z10, Z4
+	VMAXPS       Z5, Z10, Z5
+	VMAXPS       Z6, Z10, Z6
+	VMAXPS       Z7, Z10, Z7
+	VMAXPS       Z8, Z10, Z8
+	VMAXPS       Z9, Z10, Z9
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z9, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_10x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_10x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z9
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z7
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z9
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z10
+	VBROADCASTSS (SI), Z11
+	LONG         $0x482ed262
+	WORD         $0xc352
+	VBROADCASTSS (SI)(R9*1), Z12
+	LONG         $0x482ed262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R9*2), Z11
+	LONG         $0x482ed262
+	WORD         $0xd352
+	VBROADCASTSS (SI)(R10*1), Z12
+	LONG         $0x482ed262
+	WORD         $0xdc52
+	VBROADCASTSS (SI)(R9*4), Z11
+	LONG         $0x482ed262
+	WORD         $0xe352
+	VBROADCASTSS (SI)(R11*1), Z12
+	LONG         $0x482ed262
+	WORD         $0xec52
+	VBROADCASTSS (SI)(R10*2), Z11
+	LONG         $0x482ed262
+	WORD         $0xf352
+	VBROADCASTSS (R8), Z12
+	LONG         $0x482ed262
+	WORD         $0xfc52
+	VBROADCASTSS (R8)(R9*1), Z11
+	LONG         $0x482e5262
+	WORD         $0xc352
+	VBROADCASTSS (R8)(R9*2), Z12
+	LONG         $0x482e5262
+	WORD         $0xcc52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z10, Z10, Z10
+	VMAXPS       Z0, Z10, Z0
+	VMAXPS       Z1, Z10, Z1
+	VMAXPS       Z2, Z10, Z2
+	VMAXPS       Z3, Z10, Z3
+	VMAXPS       Z4, Z10, Z4
+	VMAXPS       Z5, Z10, Z5
+	VMAXPS       Z6, Z10, Z6
+	VMAXPS       Z7, Z10, Z7
+	VMAXPS       Z8, Z10, Z8
+	VMAXPS       Z9, Z10, Z9
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z9, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_10x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_10x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z9
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z3
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z5
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z7
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z9
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z10
+	VBROADCASTSS (SI), Z11
+	LONG         $0x482ed262
+	WORD         $0xc352
+	VBROADCASTSS (SI)(R9*1), Z12
+	LONG         $0x482ed262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R9*2), Z11
+	LONG         $0x482ed262
+	WORD         $0xd352
+	VBROADCASTSS (SI)(R10*1), Z12
+	LONG         $0x482ed262
+	WORD         $0xdc52
+	VBROADCASTSS (SI)(R9*4), Z11
+	LONG         $0x482ed262
+	WORD         $0xe352
+	VBROADCASTSS (SI)(R11*1), Z12
+	LONG         $0x482ed262
+	WORD         $0xec52
+	VBROADCASTSS (SI)(R10*2), Z11
+	LONG         $0x482ed262
+	WORD         $0xf352
+	VBROADCASTSS (R8), Z12
+	LONG         $0x482ed262
+	WORD         $0xfc52
+	VBROADCASTSS (R8)(R9*1), Z11
+	LONG         $0x482e5262
+	WORD         $0xc352
+	VBROADCASTSS (R8)(R9*2), Z12
+	LONG         $0x482e5262
+	WORD         $0xcc52
 	ADDQ         R12, SI
 	ADDQ         R12, R8
 	ADDQ         R13, BX
@@ -4800,6 +9470,462 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_10x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_10x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	VMOVUPS 64(AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	VMOVUPS 64(AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	VMOVUPS 64(AX), Z11
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z12
+	VMOVUPS 64(AX), Z13
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z14
+	VMOVUPS 64(AX), Z15
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z16
+	VMOVUPS 64(AX), Z17
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z18
+	VMOVUPS 64(AX), Z19
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z12
+	VMOVAPS Z0, Z14
+	VMOVAPS Z0, Z16
+	VMOVAPS Z0, Z18
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	VMOVAPS Z1, Z7
+	VMOVAPS Z1, Z9
+	VMOVAPS Z1, Z11
+	VMOVAPS Z1, Z13
+	VMOVAPS Z1, Z15
+	VMOVAPS Z1, Z17
+	VMOVAPS Z1, Z19
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z20
+	VMOVUPS      64(BX), Z21
+	VBROADCASTSS (SI), Z22
+	LONG         $0x405eb262
+	WORD         $0xc652
+	LONG         $0x4056b262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*1), Z23
+	LONG         $0x405eb262
+	WORD         $0xd752
+	LONG         $0x4056b262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R9*2), Z22
+	LONG         $0x405eb262
+	WORD         $0xe652
+	LONG         $0x4056b262
+	WORD         $0xee52
+	VBROADCASTSS (SI)(R10*1), Z23
+	LONG         $0x405eb262
+	WORD         $0xf752
+	LONG         $0x4056b262
+	WORD         $0xff52
+	VBROADCASTSS (SI)(R9*4), Z22
+	LONG         $0x405e3262
+	WORD         $0xc652
+	LONG         $0x40563262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R11*1), Z23
+	LONG         $0x405e3262
+	WORD         $0xd752
+	LONG         $0x40563262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R10*2), Z22
+	LONG         $0x405e3262
+	WORD         $0xe652
+	LONG         $0x40563262
+	WORD         $0xee52
+	VBROADCASTSS (R8), Z23
+	LONG         $0x405e3262
+	WORD         $0xf752
+	LONG         $0x40563262
+	WORD         $0xff52
+	VBROADCASTSS (R8)(R9*1), Z22
+	LONG         $0x405ea262
+	WORD         $0xc652
+	LONG         $0x4056a262
+	WORD         $0xce52
+	VBROADCASTSS (R8)(R9*2), Z23
+	LONG         $0x405ea262
+	WORD         $0xd752
+	LONG         $0x4056a262
+	WORD         $0xdf52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z20, Z20, Z20
+	VMAXPS       Z0, Z20, Z0
+	VMAXPS       Z1, Z20, Z1
+	VMAXPS       Z2, Z20, Z2
+	VMAXPS       Z3, Z20, Z3
+	VMAXPS       Z4, Z20, Z4
+	VMAXPS       Z5, Z20, Z5
+	VMAXPS       Z6, Z20, Z6
+	VMAXPS       Z7, Z20, Z7
+	VMAXPS       Z8, Z20, Z8
+	VMAXPS       Z9, Z20, Z9
+	VMAXPS       Z10, Z20, Z10
+	VMAXPS       Z11, Z20, Z11
+	VMAXPS       Z12, Z20, Z12
+	VMAXPS       Z13, Z20, Z13
+	VMAXPS       Z14, Z20, Z14
+	VMAXPS       Z15, Z20, Z15
+	VMAXPS       Z16, Z20, Z16
+	VMAXPS       Z17, Z20, Z17
+	VMAXPS       Z18, Z20, Z18
+	VMAXPS       Z19, Z20, Z19
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, (AX)
+	VMOVUPS Z15, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, (AX)
+	VMOVUPS Z17, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z18, (AX)
+	VMOVUPS Z19, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_10x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_10x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	VMOVUPS.Z 64(AX), K2, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	VMOVUPS.Z 64(AX), K2, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	VMOVUPS.Z 64(AX), K2, Z11
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z12
+	VMOVUPS.Z 64(AX), K2, Z13
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z14
+	VMOVUPS.Z 64(AX), K2, Z15
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z16
+	VMOVUPS.Z 64(AX), K2, Z17
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z18
+	VMOVUPS.Z 64(AX), K2, Z19
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z10
+	VMOVAPS   Z0, Z12
+	VMOVAPS   Z0, Z14
+	VMOVAPS   Z0, Z16
+	VMOVAPS   Z0, Z18
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	VMOVAPS   Z1, Z7
+	VMOVAPS   Z1, Z9
+	VMOVAPS   Z1, Z11
+	VMOVAPS   Z1, Z13
+	VMOVAPS   Z1, Z15
+	VMOVAPS   Z1, Z17
+	VMOVAPS   Z1, Z19
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z20
+	VMOVUPS.Z    64(BX), K2, Z21
+	VBROADCASTSS (SI), Z22
+	LONG         $0x405eb262
+	WORD         $0xc652
+	LONG         $0x4056b262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*1), Z23
+	LONG         $0x405eb262
+	WORD         $0xd752
+	LONG         $0x4056b262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R9*2), Z22
+	LONG         $0x405eb262
+	WORD         $0xe652
+	LONG         $0x4056b262
+	WORD         $0xee52
+	VBROADCASTSS (SI)(R10*1), Z23
+	LONG         $0x405eb262
+	WORD         $0xf752
+	LONG         $0x4056b262
+	WORD         $0xff52
+	VBROADCASTSS (SI)(R9*4), Z22
+	LONG         $0x405e3262
+	WORD         $0xc652
+	LONG         $0x40563262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R11*1), Z23
+	LONG         $0x405e3262
+	WORD         $0xd752
+	LONG         $0x40563262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R10*2), Z22
+	LONG         $0x405e3262
+	WORD         $0xe652
+	LONG         $0x40563262
+	WORD         $0xee52
+	VBROADCASTSS (R8), Z23
+	LONG         $0x405e3262
+	WORD         $0xf752
+	LONG         $0x40563262
+	WORD         $0xff52
+	VBROADCASTSS (R8)(R9*1), Z22
+	LONG         $0x405ea262
+	WORD         $0xc652
+	LONG         $0x4056a262
+	WORD         $0xce52
+	VBROADCASTSS (R8)(R9*2), Z23
+	LONG         $0x405ea262
+	WORD         $0xd752
+	LONG         $0x4056a262
+	WORD         $0xdf52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z20, Z20, Z20
+	VMAXPS       Z0, Z20, Z0
+	VMAXPS       Z1, Z20, Z1
+	VMAXPS       Z2, Z20, Z2
+	VMAXPS       Z3, Z20, Z3
+	VMAXPS       Z4, Z20, Z4
+	VMAXPS       Z5, Z20, Z5
+	VMAXPS       Z6, Z20, Z6
+	VMAXPS       Z7, Z20, Z7
+	VMAXPS       Z8, Z20, Z8
+	VMAXPS       Z9, Z20, Z9
+	VMAXPS       Z10, Z20, Z10
+	VMAXPS       Z11, Z20, Z11
+	VMAXPS       Z12, Z20, Z12
+	VMAXPS       Z13, Z20, Z13
+	VMAXPS       Z14, Z20, Z14
+	VMAXPS       Z15, Z20, Z15
+	VMAXPS       Z16, Z20, Z16
+	VMAXPS       Z17, Z20, Z17
+	VMAXPS       Z18, Z20, Z18
+	VMAXPS       Z19, Z20, Z19
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, K1, (AX)
+	VMOVUPS Z13, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, K1, (AX)
+	VMOVUPS Z15, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, K1, (AX)
+	VMOVUPS Z17, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z18, K1, (AX)
+	VMOVUPS Z19, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_11x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x1(SB), NOSPLIT, $0-8
@@ -5059,6 +10185,340 @@ step:
 	VFMADD231PS  Z13, Z11, Z9
 	VBROADCASTSS (R8)(R10*1), Z12
 	VFMADD231PS  Z12, Z11, Z10
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z11, Z11, Z11
+	VMAXPS       Z0, Z11, Z0
+	VMAXPS       Z1, Z11, Z1
+	VMAXPS       Z2, Z11, Z2
+	VMAXPS       Z3, Z11, Z3
+	VMAXPS       Z4, Z11, Z4
+	VMAXPS       Z5, Z11, Z5
+	VMAXPS       Z6, Z11, Z6
+	VMAXPS       Z7, Z11, Z7
+	VMAXPS       Z8, Z11, Z8
+	VMAXPS       Z9, Z11, Z9
+	VMAXPS       Z10, Z11, Z10
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z9, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_11x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_11x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z7
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z9
+	VMOVAPS Z0, Z10
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z11
+	VBROADCASTSS (SI), Z12
+	LONG         $0x4826d262
+	WORD         $0xc452
+	VBROADCASTSS (SI)(R9*1), Z13
+	LONG         $0x4826d262
+	WORD         $0xcd52
+	VBROADCASTSS (SI)(R9*2), Z12
+	LONG         $0x4826d262
+	WORD         $0xd452
+	VBROADCASTSS (SI)(R10*1), Z13
+	LONG         $0x4826d262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R9*4), Z12
+	LONG         $0x4826d262
+	WORD         $0xe452
+	VBROADCASTSS (SI)(R11*1), Z13
+	LONG         $0x4826d262
+	WORD         $0xed52
+	VBROADCASTSS (SI)(R10*2), Z12
+	LONG         $0x4826d262
+	WORD         $0xf452
+	VBROADCASTSS (R8), Z13
+	LONG         $0x4826d262
+	WORD         $0xfd52
+	VBROADCASTSS (R8)(R9*1), Z12
+	LONG         $0x48265262
+	WORD         $0xc452
+	VBROADCASTSS (R8)(R9*2), Z13
+	LONG         $0x48265262
+	WORD         $0xcd52
+	VBROADCASTSS (R8)(R10*1), Z12
+	LONG         $0x48265262
+	WORD         $0xd452
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z11, Z11, Z11
+	VMAXPS       Z0, Z11, Z0
+	VMAXPS       Z1, Z11, Z1
+	VMAXPS       Z2, Z11, Z2
+	VMAXPS       Z3, Z11, Z3
+	VMAXPS       Z4, Z11, Z4
+	VMAXPS       Z5, Z11, Z5
+	VMAXPS       Z6, Z11, Z6
+	VMAXPS       Z7, Z11, Z7
+	VMAXPS       Z8, Z11, Z8
+	VMAXPS       Z9, Z11, Z9
+	VMAXPS       Z10, Z11, Z10
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z9, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_11x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_11x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z3
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z5
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z7
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z9
+	VMOVAPS   Z0, Z10
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z11
+	VBROADCASTSS (SI), Z12
+	LONG         $0x4826d262
+	WORD         $0xc452
+	VBROADCASTSS (SI)(R9*1), Z13
+	LONG         $0x4826d262
+	WORD         $0xcd52
+	VBROADCASTSS (SI)(R9*2), Z12
+	LONG         $0x4826d262
+	WORD         $0xd452
+	VBROADCASTSS (SI)(R10*1), Z13
+	LONG         $0x4826d262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R9*4), Z12
+	LONG         $0x4826d262
+	WORD         $0xe452
+	VBROADCASTSS (SI)(R11*1), Z13
+	LONG         $0x4826d262
+	WORD         $0xed52
+	VBROADCASTSS (SI)(R10*2), Z12
+	LONG         $0x4826d262
+	WORD         $0xf452
+	VBROADCASTSS (R8), Z13
+	LONG         $0x4826d262
+	WORD         $0xfd52
+	VBROADCASTSS (R8)(R9*1), Z12
+	LONG         $0x48265262
+	WORD         $0xc452
+	VBROADCASTSS (R8)(R9*2), Z13
+	LONG         $0x48265262
+	WORD         $0xcd52
+	VBROADCASTSS (R8)(R10*1), Z12
+	LONG         $0x48265262
+	WORD         $0xd452
 	ADDQ         R12, SI
 	ADDQ         R12, R8
 	ADDQ         R13, BX
@@ -5558,6 +11018,496 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_11x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_11x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	VMOVUPS 64(AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	VMOVUPS 64(AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	VMOVUPS 64(AX), Z11
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z12
+	VMOVUPS 64(AX), Z13
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z14
+	VMOVUPS 64(AX), Z15
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z16
+	VMOVUPS 64(AX), Z17
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z18
+	VMOVUPS 64(AX), Z19
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z20
+	VMOVUPS 64(AX), Z21
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z12
+	VMOVAPS Z0, Z14
+	VMOVAPS Z0, Z16
+	VMOVAPS Z0, Z18
+	VMOVAPS Z0, Z20
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	VMOVAPS Z1, Z7
+	VMOVAPS Z1, Z9
+	VMOVAPS Z1, Z11
+	VMOVAPS Z1, Z13
+	VMOVAPS Z1, Z15
+	VMOVAPS Z1, Z17
+	VMOVAPS Z1, Z19
+	VMOVAPS Z1, Z21
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z22
+	VMOVUPS      64(BX), Z23
+	VBROADCASTSS (SI), Z24
+	LONG         $0x404e9262
+	WORD         $0xc052
+	LONG         $0x40469262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R9*1), Z25
+	LONG         $0x404e9262
+	WORD         $0xd152
+	LONG         $0x40469262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R9*2), Z24
+	LONG         $0x404e9262
+	WORD         $0xe052
+	LONG         $0x40469262
+	WORD         $0xe852
+	VBROADCASTSS (SI)(R10*1), Z25
+	LONG         $0x404e9262
+	WORD         $0xf152
+	LONG         $0x40469262
+	WORD         $0xf952
+	VBROADCASTSS (SI)(R9*4), Z24
+	LONG         $0x404e1262
+	WORD         $0xc052
+	LONG         $0x40461262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R11*1), Z25
+	LONG         $0x404e1262
+	WORD         $0xd152
+	LONG         $0x40461262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R10*2), Z24
+	LONG         $0x404e1262
+	WORD         $0xe052
+	LONG         $0x40461262
+	WORD         $0xe852
+	VBROADCASTSS (R8), Z25
+	LONG         $0x404e1262
+	WORD         $0xf152
+	LONG         $0x40461262
+	WORD         $0xf952
+	VBROADCASTSS (R8)(R9*1), Z24
+	LONG         $0x404e8262
+	WORD         $0xc052
+	LONG         $0x40468262
+	WORD         $0xc852
+	VBROADCASTSS (R8)(R9*2), Z25
+	LONG         $0x404e8262
+	WORD         $0xd152
+	LONG         $0x40468262
+	WORD         $0xd952
+	VBROADCASTSS (R8)(R10*1), Z24
+	LONG         $0x404e8262
+	WORD         $0xe052
+	LONG         $0x40468262
+	WORD         $0xe852
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z22, Z22, Z22
+	VMAXPS       Z0, Z22, Z0
+	VMAXPS       Z1, Z22, Z1
+	VMAXPS       Z2, Z22, Z2
+	VMAXPS       Z3, Z22, Z3
+	VMAXPS       Z4, Z22, Z4
+	VMAXPS       Z5, Z22, Z5
+	VMAXPS       Z6, Z22, Z6
+	VMAXPS       Z7, Z22, Z7
+	VMAXPS       Z8, Z22, Z8
+	VMAXPS       Z9, Z22, Z9
+	VMAXPS       Z10, Z22, Z10
+	VMAXPS       Z11, Z22, Z11
+	VMAXPS       Z12, Z22, Z12
+	VMAXPS       Z13, Z22, Z13
+	VMAXPS       Z14, Z22, Z14
+	VMAXPS       Z15, Z22, Z15
+	VMAXPS       Z16, Z22, Z16
+	VMAXPS       Z17, Z22, Z17
+	VMAXPS       Z18, Z22, Z18
+	VMAXPS       Z19, Z22, Z19
+	VMAXPS       Z20, Z22, Z20
+	VMAXPS       Z21, Z22, Z21
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, (AX)
+	VMOVUPS Z15, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, (AX)
+	VMOVUPS Z17, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z18, (AX)
+	VMOVUPS Z19, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z20, (AX)
+	VMOVUPS Z21, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_11x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_11x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	VMOVUPS.Z 64(AX), K2, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	VMOVUPS.Z 64(AX), K2, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	VMOVUPS.Z 64(AX), K2, Z11
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z12
+	VMOVUPS.Z 64(AX), K2, Z13
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z14
+	VMOVUPS.Z 64(AX), K2, Z15
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z16
+	VMOVUPS.Z 64(AX), K2, Z17
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z18
+	VMOVUPS.Z 64(AX), K2, Z19
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z20
+	VMOVUPS.Z 64(AX), K2, Z21
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z10
+	VMOVAPS   Z0, Z12
+	VMOVAPS   Z0, Z14
+	VMOVAPS   Z0, Z16
+	VMOVAPS   Z0, Z18
+	VMOVAPS   Z0, Z20
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	VMOVAPS   Z1, Z7
+	VMOVAPS   Z1, Z9
+	VMOVAPS   Z1, Z11
+	VMOVAPS   Z1, Z13
+	VMOVAPS   Z1, Z15
+	VMOVAPS   Z1, Z17
+	VMOVAPS   Z1, Z19
+	VMOVAPS   Z1, Z21
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z22
+	VMOVUPS.Z    64(BX), K2, Z23
+	VBROADCASTSS (SI), Z24
+	LONG         $0x404e9262
+	WORD         $0xc052
+	LONG         $0x40469262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R9*1), Z25
+	LONG         $0x404e9262
+	WORD         $0xd152
+	LONG         $0x40469262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R9*2), Z24
+	LONG         $0x404e9262
+	WORD         $0xe052
+	LONG         $0x40469262
+	WORD         $0xe852
+	VBROADCASTSS (SI)(R10*1), Z25
+	LONG         $0x404e9262
+	WORD         $0xf152
+	LONG         $0x40469262
+	WORD         $0xf952
+	VBROADCASTSS (SI)(R9*4), Z24
+	LONG         $0x404e1262
+	WORD         $0xc052
+	LONG         $0x40461262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R11*1), Z25
+	LONG         $0x404e1262
+	WORD         $0xd152
+	LONG         $0x40461262
+	WORD         $0xd952
+	VBROADCASTSS (SI)(R10*2), Z24
+	LONG         $0x404e1262
+	WORD         $0xe052
+	LONG         $0x40461262
+	WORD         $0xe852
+	VBROADCASTSS (R8), Z25
+	LONG         $0x404e1262
+	WORD         $0xf152
+	LONG         $0x40461262
+	WORD         $0xf952
+	VBROADCASTSS (R8)(R9*1), Z24
+	LONG         $0x404e8262
+	WORD         $0xc052
+	LONG         $0x40468262
+	WORD         $0xc852
+	VBROADCASTSS (R8)(R9*2), Z25
+	LONG         $0x404e8262
+	WORD         $0xd152
+	LONG         $0x40468262
+	WORD         $0xd952
+	VBROADCASTSS (R8)(R10*1), Z24
+	LONG         $0x404e8262
+	WORD         $0xe052
+	LONG         $0x40468262
+	WORD         $0xe852
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z22, Z22, Z22
+	VMAXPS       Z0, Z22, Z0
+	VMAXPS       Z1, Z22, Z1
+	VMAXPS       Z2, Z22, Z2
+	VMAXPS       Z3, Z22, Z3
+	VMAXPS       Z4, Z22, Z4
+	VMAXPS       Z5, Z22, Z5
+	VMAXPS       Z6, Z22, Z6
+	VMAXPS       Z7, Z22, Z7
+	VMAXPS       Z8, Z22, Z8
+	VMAXPS       Z9, Z22, Z9
+	VMAXPS       Z10, Z22, Z10
+	VMAXPS       Z11, Z22, Z11
+	VMAXPS       Z12, Z22, Z12
+	VMAXPS       Z13, Z22, Z13
+	VMAXPS       Z14, Z22, Z14
+	VMAXPS       Z15, Z22, Z15
+	VMAXPS       Z16, Z22, Z16
+	VMAXPS       Z17, Z22, Z17
+	VMAXPS       Z18, Z22, Z18
+	VMAXPS       Z19, Z22, Z19
+	VMAXPS       Z20, Z22, Z20
+	VMAXPS       Z21, Z22, Z21
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, K1, (AX)
+	VMOVUPS Z13, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, K1, (AX)
+	VMOVUPS Z15, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, K1, (AX)
+	VMOVUPS Z17, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z18, K1, (AX)
+	VMOVUPS Z19, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z20, K1, (AX)
+	VMOVUPS Z21, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_12x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x1(SB), NOSPLIT, $0-8
@@ -5832,6 +11782,360 @@ step:
 	VFMADD231PS  Z13, Z12, Z10
 	VBROADCASTSS (R8)(R9*4), Z14
 	VFMADD231PS  Z14, Z12, Z11
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z12, Z12, Z12
+	VMAXPS       Z0, Z12, Z0
+	VMAXPS       Z1, Z12, Z1
+	VMAXPS       Z2, Z12, Z2
+	VMAXPS       Z3, Z12, Z3
+	VMAXPS       Z4, Z12, Z4
+	VMAXPS       Z5, Z12, Z5
+	VMAXPS       Z6, Z12, Z6
+	VMAXPS       Z7, Z12, Z7
+	VMAXPS       Z8, Z12, Z8
+	VMAXPS       Z9, Z12, Z9
+	VMAXPS       Z10, Z12, Z10
+	VMAXPS       Z11, Z12, Z11
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z9, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z11, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_12x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_12x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z11
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z7
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z9
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z11
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z12
+	VBROADCASTSS (SI), Z13
+	LONG         $0x481ed262
+	WORD         $0xc552
+	VBROADCASTSS (SI)(R9*1), Z14
+	LONG         $0x481ed262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*2), Z13
+	LONG         $0x481ed262
+	WORD         $0xd552
+	VBROADCASTSS (SI)(R10*1), Z14
+	LONG         $0x481ed262
+	WORD         $0xde52
+	VBROADCASTSS (SI)(R9*4), Z13
+	LONG         $0x481ed262
+	WORD         $0xe552
+	VBROADCASTSS (SI)(R11*1), Z14
+	LONG         $0x481ed262
+	WORD         $0xee52
+	VBROADCASTSS (SI)(R10*2), Z13
+	LONG         $0x481ed262
+	WORD         $0xf552
+	VBROADCASTSS (R8), Z14
+	LONG         $0x481ed262
+	WORD         $0xfe52
+	VBROADCASTSS (R8)(R9*1), Z13
+	LONG         $0x481e5262
+	WORD         $0xc552
+	VBROADCASTSS (R8)(R9*2), Z14
+	LONG         $0x481e5262
+	WORD         $0xce52
+	VBROADCASTSS (R8)(R10*1), Z13
+	LONG         $0x481e5262
+	WORD         $0xd552
+	VBROADCASTSS (R8)(R9*4), Z14
+	LONG         $0x481e5262
+	WORD         $0xde52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z12, Z12, Z12
+	VMAXPS       Z0, Z12, Z0
+	VMAXPS       Z1, Z12, Z1
+	VMAXPS       Z2, Z12, Z2
+	VMAXPS       Z3, Z12, Z3
+	VMAXPS       Z4, Z12, Z4
+	VMAXPS       Z5, Z12, Z5
+	VMAXPS       Z6, Z12, Z6
+	VMAXPS       Z7, Z12, Z7
+	VMAXPS       Z8, Z12, Z8
+	VMAXPS       Z9, Z12, Z9
+	VMAXPS       Z10, Z12, Z10
+	VMAXPS       Z11, Z12, Z11
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z9, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z11, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_12x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_12x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z11
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z3
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z5
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z7
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z9
+	VMOVAPS   Z0, Z10
+	VMOVAPS   Z0, Z11
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z12
+	VBROADCASTSS (SI), Z13
+	LONG         $0x481ed262
+	WORD         $0xc552
+	VBROADCASTSS (SI)(R9*1), Z14
+	LONG         $0x481ed262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*2), Z13
+	LONG         $0x481ed262
+	WORD         $0xd552
+	VBROADCASTSS (SI)(R10*1), Z14
+	LONG         $0x481ed262
+	WORD         $0xde52
+	VBROADCASTSS (SI)(R9*4), Z13
+	LONG         $0x481ed262
+	WORD         $0xe552
+	VBROADCASTSS (SI)(R11*1), Z14
+	LONG         $0x481ed262
+	WORD         $0xee52
+	VBROADCASTSS (SI)(R10*2), Z13
+	LONG         $0x481ed262
+	WORD         $0xf552
+	VBROADCASTSS (R8), Z14
+	LONG         $0x481ed262
+	WORD         $0xfe52
+	VBROADCASTSS (R8)(R9*1), Z13
+	LONG         $0x481e5262
+	WORD         $0xc552
+	VBROADCASTSS (R8)(R9*2), Z14
+	LONG         $0x481e5262
+	WORD         $0xce52
+	VBROADCASTSS (R8)(R10*1), Z13
+	LONG         $0x481e5262
+	WORD         $0xd552
+	VBROADCASTSS (R8)(R9*4), Z14
+	LONG         $0x481e5262
+	WORD         $0xde52
 	ADDQ         R12, SI
 	ADDQ         R12, R8
 	ADDQ         R13, BX
@@ -6364,6 +12668,530 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_12x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_12x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	VMOVUPS 64(AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	VMOVUPS 64(AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	VMOVUPS 64(AX), Z11
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z12
+	VMOVUPS 64(AX), Z13
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z14
+	VMOVUPS 64(AX), Z15
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z16
+	VMOVUPS 64(AX), Z17
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z18
+	VMOVUPS 64(AX), Z19
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z20
+	VMOVUPS 64(AX), Z21
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z22
+	VMOVUPS 64(AX), Z23
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z12
+	VMOVAPS Z0, Z14
+	VMOVAPS Z0, Z16
+	VMOVAPS Z0, Z18
+	VMOVAPS Z0, Z20
+	VMOVAPS Z0, Z22
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	VMOVAPS Z1, Z7
+	VMOVAPS Z1, Z9
+	VMOVAPS Z1, Z11
+	VMOVAPS Z1, Z13
+	VMOVAPS Z1, Z15
+	VMOVAPS Z1, Z17
+	VMOVAPS Z1, Z19
+	VMOVAPS Z1, Z21
+	VMOVAPS Z1, Z23
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z24
+	VMOVUPS      64(BX), Z25
+	VBROADCASTSS (SI), Z26
+	LONG         $0x403e9262
+	WORD         $0xc252
+	LONG         $0x40369262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R9*1), Z27
+	LONG         $0x403e9262
+	WORD         $0xd352
+	LONG         $0x40369262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R9*2), Z26
+	LONG         $0x403e9262
+	WORD         $0xe252
+	LONG         $0x40369262
+	WORD         $0xea52
+	VBROADCASTSS (SI)(R10*1), Z27
+	LONG         $0x403e9262
+	WORD         $0xf352
+	LONG         $0x40369262
+	WORD         $0xfb52
+	VBROADCASTSS (SI)(R9*4), Z26
+	LONG         $0x403e1262
+	WORD         $0xc252
+	LONG         $0x40361262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R11*1), Z27
+	LONG         $0x403e1262
+	WORD         $0xd352
+	LONG         $0x40361262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R10*2), Z26
+	LONG         $0x403e1262
+	WORD         $0xe252
+	LONG         $0x40361262
+	WORD         $0xea52
+	VBROADCASTSS (R8), Z27
+	LONG         $0x403e1262
+	WORD         $0xf352
+	LONG         $0x40361262
+	WORD         $0xfb52
+	VBROADCASTSS (R8)(R9*1), Z26
+	LONG         $0x403e8262
+	WORD         $0xc252
+	LONG         $0x40368262
+	WORD         $0xca52
+	VBROADCASTSS (R8)(R9*2), Z27
+	LONG         $0x403e8262
+	WORD         $0xd352
+	LONG         $0x40368262
+	WORD         $0xdb52
+	VBROADCASTSS (R8)(R10*1), Z26
+	LONG         $0x403e8262
+	WORD         $0xe252
+	LONG         $0x40368262
+	WORD         $0xea52
+	VBROADCASTSS (R8)(R9*4), Z27
+	LONG         $0x403e8262
+	WORD         $0xf352
+	LONG         $0x40368262
+	WORD         $0xfb52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z24, Z24, Z24
+	VMAXPS       Z0, Z24, Z0
+	VMAXPS       Z1, Z24, Z1
+	VMAXPS       Z2, Z24, Z2
+	VMAXPS       Z3, Z24, Z3
+	VMAXPS       Z4, Z24, Z4
+	VMAXPS       Z5, Z24, Z5
+	VMAXPS       Z6, Z24, Z6
+	VMAXPS       Z7, Z24, Z7
+	VMAXPS       Z8, Z24, Z8
+	VMAXPS       Z9, Z24, Z9
+	VMAXPS       Z10, Z24, Z10
+	VMAXPS       Z11, Z24, Z11
+	VMAXPS       Z12, Z24, Z12
+	VMAXPS       Z13, Z24, Z13
+	VMAXPS       Z14, Z24, Z14
+	VMAXPS       Z15, Z24, Z15
+	VMAXPS       Z16, Z24, Z16
+	VMAXPS       Z17, Z24, Z17
+	VMAXPS       Z18, Z24, Z18
+	VMAXPS       Z19, Z24, Z19
+	VMAXPS       Z20, Z24, Z20
+	VMAXPS       Z21, Z24, Z21
+	VMAXPS       Z22, Z24, Z22
+	VMAXPS       Z23, Z24, Z23
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, (AX)
+	VMOVUPS Z15, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, (AX)
+	VMOVUPS Z17, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z18, (AX)
+	VMOVUPS Z19, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z20, (AX)
+	VMOVUPS Z21, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z22, (AX)
+	VMOVUPS Z23, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_12x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_12x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	VMOVUPS.Z 64(AX), K2, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	VMOVUPS.Z 64(AX), K2, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	VMOVUPS.Z 64(AX), K2, Z11
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z12
+	VMOVUPS.Z 64(AX), K2, Z13
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z14
+	VMOVUPS.Z 64(AX), K2, Z15
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z16
+	VMOVUPS.Z 64(AX), K2, Z17
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z18
+	VMOVUPS.Z 64(AX), K2, Z19
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z20
+	VMOVUPS.Z 64(AX), K2, Z21
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z22
+	VMOVUPS.Z 64(AX), K2, Z23
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z10
+	VMOVAPS   Z0, Z12
+	VMOVAPS   Z0, Z14
+	VMOVAPS   Z0, Z16
+	VMOVAPS   Z0, Z18
+	VMOVAPS   Z0, Z20
+	VMOVAPS   Z0, Z22
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	VMOVAPS   Z1, Z7
+	VMOVAPS   Z1, Z9
+	VMOVAPS   Z1, Z11
+	VMOVAPS   Z1, Z13
+	VMOVAPS   Z1, Z15
+	VMOVAPS   Z1, Z17
+	VMOVAPS   Z1, Z19
+	VMOVAPS   Z1, Z21
+	VMOVAPS   Z1, Z23
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z24
+	VMOVUPS.Z    64(BX), K2, Z25
+	VBROADCASTSS (SI), Z26
+	LONG         $0x403e9262
+	WORD         $0xc252
+	LONG         $0x40369262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R9*1), Z27
+	LONG         $0x403e9262
+	WORD         $0xd352
+	LONG         $0x40369262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R9*2), Z26
+	LONG         $0x403e9262
+	WORD         $0xe252
+	LONG         $0x40369262
+	WORD         $0xea52
+	VBROADCASTSS (SI)(R10*1), Z27
+	LONG         $0x403e9262
+	WORD         $0xf352
+	LONG         $0x40369262
+	WORD         $0xfb52
+	VBROADCASTSS (SI)(R9*4), Z26
+	LONG         $0x403e1262
+	WORD         $0xc252
+	LONG         $0x40361262
+	WORD         $0xca52
+	VBROADCASTSS (SI)(R11*1), Z27
+	LONG         $0x403e1262
+	WORD         $0xd352
+	LONG         $0x40361262
+	WORD         $0xdb52
+	VBROADCASTSS (SI)(R10*2), Z26
+	LONG         $0x403e1262
+	WORD         $0xe252
+	LONG         $0x40361262
+	WORD         $0xea52
+	VBROADCASTSS (R8), Z27
+	LONG         $0x403e1262
+	WORD         $0xf352
+	LONG         $0x40361262
+	WORD         $0xfb52
+	VBROADCASTSS (R8)(R9*1), Z26
+	LONG         $0x403e8262
+	WORD         $0xc252
+	LONG         $0x40368262
+	WORD         $0xca52
+	VBROADCASTSS (R8)(R9*2), Z27
+	LONG         $0x403e8262
+	WORD         $0xd352
+	LONG         $0x40368262
+	WORD         $0xdb52
+	VBROADCASTSS (R8)(R10*1), Z26
+	LONG         $0x403e8262
+	WORD         $0xe252
+	LONG         $0x40368262
+	WORD         $0xea52
+	VBROADCASTSS (R8)(R9*4), Z27
+	LONG         $0x403e8262
+	WORD         $0xf352
+	LONG         $0x40368262
+	WORD         $0xfb52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z24, Z24, Z24
+	VMAXPS       Z0, Z24, Z0
+	VMAXPS       Z1, Z24, Z1
+	VMAXPS       Z2, Z24, Z2
+	VMAXPS       Z3, Z24, Z3
+	VMAXPS       Z4, Z24, Z4
+	VMAXPS       Z5, Z24, Z5
+	VMAXPS       Z6, Z24, Z6
+	VMAXPS       Z7, Z24, Z7
+	VMAXPS       Z8, Z24, Z8
+	VMAXPS       Z9, Z24, Z9
+	VMAXPS       Z10, Z24, Z10
+	VMAXPS       Z11, Z24, Z11
+	VMAXPS       Z12, Z24, Z12
+	VMAXPS       Z13, Z24, Z13
+	VMAXPS       Z14, Z24, Z14
+	VMAXPS       Z15, Z24, Z15
+	VMAXPS       Z16, Z24, Z16
+	VMAXPS       Z17, Z24, Z17
+	VMAXPS       Z18, Z24, Z18
+	VMAXPS       Z19, Z24, Z19
+	VMAXPS       Z20, Z24, Z20
+	VMAXPS       Z21, Z24, Z21
+	VMAXPS       Z22, Z24, Z22
+	VMAXPS       Z23, Z24, Z23
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, K1, (AX)
+	VMOVUPS Z13, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, K1, (AX)
+	VMOVUPS Z15, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, K1, (AX)
+	VMOVUPS Z17, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z18, K1, (AX)
+	VMOVUPS Z19, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z20, K1, (AX)
+	VMOVUPS Z21, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z22, K1, (AX)
+	VMOVUPS Z23, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_13x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x1(SB), NOSPLIT, $0-8
@@ -6653,6 +13481,380 @@ step:
 	VFMADD231PS  Z15, Z13, Z11
 	VBROADCASTSS (R8)(R11*1), Z14
 	VFMADD231PS  Z14, Z13, Z12
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z13, Z13, Z13
+	VMAXPS       Z0, Z13, Z0
+	VMAXPS       Z1, Z13, Z1
+	VMAXPS       Z2, Z13, Z2
+	VMAXPS       Z3, Z13, Z3
+	VMAXPS       Z4, Z13, Z4
+	VMAXPS       Z5, Z13, Z5
+	VMAXPS       Z6, Z13, Z6
+	VMAXPS       Z7, Z13, Z7
+	VMAXPS       Z8, Z13, Z8
+	VMAXPS       Z9, Z13, Z9
+	VMAXPS       Z10, Z13, Z10
+	VMAXPS       Z11, Z13, Z11
+	VMAXPS       Z12, Z13, Z12
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z9, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z11, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_13x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_13x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z11
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z12
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z7
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z9
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z11
+	VMOVAPS Z0, Z12
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z13
+	VBROADCASTSS (SI), Z14
+	LONG         $0x4816d262
+	WORD         $0xc652
+	VBROADCASTSS (SI)(R9*1), Z15
+	LONG         $0x4816d262
+	WORD         $0xcf52
+	VBROADCASTSS (SI)(R9*2), Z14
+	LONG         $0x4816d262
+	WORD         $0xd652
+	VBROADCASTSS (SI)(R10*1), Z15
+	LONG         $0x4816d262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R9*4), Z14
+	LONG         $0x4816d262
+	WORD         $0xe652
+	VBROADCASTSS (SI)(R11*1), Z15
+	LONG         $0x4816d262
+	WORD         $0xef52
+	VBROADCASTSS (SI)(R10*2), Z14
+	LONG         $0x4816d262
+	WORD         $0xf652
+	VBROADCASTSS (R8), Z15
+	LONG         $0x4816d262
+	WORD         $0xff52
+	VBROADCASTSS (R8)(R9*1), Z14
+	LONG         $0x48165262
+	WORD         $0xc652
+	VBROADCASTSS (R8)(R9*2), Z15
+	LONG         $0x48165262
+	WORD         $0xcf52
+	VBROADCASTSS (R8)(R10*1), Z14
+	LONG         $0x48165262
+	WORD         $0xd652
+	VBROADCASTSS (R8)(R9*4), Z15
+	LONG         $0x48165262
+	WORD         $0xdf52
+	VBROADCASTSS (R8)(R11*1), Z14
+	LONG         $0x48165262
+	WORD         $0xe652
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z13, Z13, Z13
+	VMAXPS       Z0, Z13, Z0
+	VMAXPS       Z1, Z13, Z1
+	VMAXPS       Z2, Z13, Z2
+	VMAXPS       Z3, Z13, Z3
+	VMAXPS       Z4, Z13, Z4
+	VMAXPS       Z5, Z13, Z5
+	VMAXPS       Z6, Z13, Z6
+	VMAXPS       Z7, Z13, Z7
+	VMAXPS       Z8, Z13, Z8
+	VMAXPS       Z9, Z13, Z9
+	VMAXPS       Z10, Z13, Z10
+	VMAXPS       Z11, Z13, Z11
+	VMAXPS       Z12, Z13, Z12
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z9, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z11, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_13x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_13x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z11
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z12
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z3
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z5
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z7
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z9
+	VMOVAPS   Z0, Z10
+	VMOVAPS   Z0, Z11
+	VMOVAPS   Z0, Z12
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z13
+	VBROADCASTSS (SI), Z14
+	LONG         $0x4816d262
+	WORD         $0xc652
+	VBROADCASTSS (SI)(R9*1), Z15
+	LONG         $0x4816d262
+	WORD         $0xcf52
+	VBROADCASTSS (SI)(R9*2), Z14
+	LONG         $0x4816d262
+	WORD         $0xd652
+	VBROADCASTSS (SI)(R10*1), Z15
+	LONG         $0x4816d262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R9*4), Z14
+	LONG         $0x4816d262
+	WORD         $0xe652
+	VBROADCASTSS (SI)(R11*1), Z15
+	LONG         $0x4816d262
+	WORD         $0xef52
+	VBROADCASTSS (SI)(R10*2), Z14
+	LONG         $0x4816d262
+	WORD         $0xf652
+	VBROADCASTSS (R8), Z15
+	LONG         $0x4816d262
+	WORD         $0xff52
+	VBROADCASTSS (R8)(R9*1), Z14
+	LONG         $0x48165262
+	WORD         $0xc652
+	VBROADCASTSS (R8)(R9*2), Z15
+	LONG         $0x48165262
+	WORD         $0xcf52
+	VBROADCASTSS (R8)(R10*1), Z14
+	LONG         $0x48165262
+	WORD         $0xd652
+	VBROADCASTSS (R8)(R9*4), Z15
+	LONG         $0x48165262
+	WORD         $0xdf52
+	VBROADCASTSS (R8)(R11*1), Z14
+	LONG         $0x48165262
+	WORD         $0xe652
 	ADDQ         R12, SI
 	ADDQ         R12, R8
 	ADDQ         R13, BX
@@ -7218,6 +14420,564 @@ store:
 	VZEROUPPER
 	RET
 
+// func bf16_13x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_13x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	VMOVUPS 64(AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	VMOVUPS 64(AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	VMOVUPS 64(AX), Z11
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z12
+	VMOVUPS 64(AX), Z13
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z14
+	VMOVUPS 64(AX), Z15
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z16
+	VMOVUPS 64(AX), Z17
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z18
+	VMOVUPS 64(AX), Z19
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z20
+	VMOVUPS 64(AX), Z21
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z22
+	VMOVUPS 64(AX), Z23
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z24
+	VMOVUPS 64(AX), Z25
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z12
+	VMOVAPS Z0, Z14
+	VMOVAPS Z0, Z16
+	VMOVAPS Z0, Z18
+	VMOVAPS Z0, Z20
+	VMOVAPS Z0, Z22
+	VMOVAPS Z0, Z24
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	VMOVAPS Z1, Z7
+	VMOVAPS Z1, Z9
+	VMOVAPS Z1, Z11
+	VMOVAPS Z1, Z13
+	VMOVAPS Z1, Z15
+	VMOVAPS Z1, Z17
+	VMOVAPS Z1, Z19
+	VMOVAPS Z1, Z21
+	VMOVAPS Z1, Z23
+	VMOVAPS Z1, Z25
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z26
+	VMOVUPS      64(BX), Z27
+	VBROADCASTSS (SI), Z28
+	LONG         $0x402e9262
+	WORD         $0xc452
+	LONG         $0x40269262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R9*1), Z29
+	LONG         $0x402e9262
+	WORD         $0xd552
+	LONG         $0x40269262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R9*2), Z28
+	LONG         $0x402e9262
+	WORD         $0xe452
+	LONG         $0x40269262
+	WORD         $0xec52
+	VBROADCASTSS (SI)(R10*1), Z29
+	LONG         $0x402e9262
+	WORD         $0xf552
+	LONG         $0x40269262
+	WORD         $0xfd52
+	VBROADCASTSS (SI)(R9*4), Z28
+	LONG         $0x402e1262
+	WORD         $0xc452
+	LONG         $0x40261262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R11*1), Z29
+	LONG         $0x402e1262
+	WORD         $0xd552
+	LONG         $0x40261262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R10*2), Z28
+	LONG         $0x402e1262
+	WORD         $0xe452
+	LONG         $0x40261262
+	WORD         $0xec52
+	VBROADCASTSS (R8), Z29
+	LONG         $0x402e1262
+	WORD         $0xf552
+	LONG         $0x40261262
+	WORD         $0xfd52
+	VBROADCASTSS (R8)(R9*1), Z28
+	LONG         $0x402e8262
+	WORD         $0xc452
+	LONG         $0x40268262
+	WORD         $0xcc52
+	VBROADCASTSS (R8)(R9*2), Z29
+	LONG         $0x402e8262
+	WORD         $0xd552
+	LONG         $0x40268262
+	WORD         $0xdd52
+	VBROADCASTSS (R8)(R10*1), Z28
+	LONG         $0x402e8262
+	WORD         $0xe452
+	LONG         $0x40268262
+	WORD         $0xec52
+	VBROADCASTSS (R8)(R9*4), Z29
+	LONG         $0x402e8262
+	WORD         $0xf552
+	LONG         $0x40268262
+	WORD         $0xfd52
+	VBROADCASTSS (R8)(R11*1), Z28
+	LONG         $0x402e0262
+	WORD         $0xc452
+	LONG         $0x40260262
+	WORD         $0xcc52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z26, Z26, Z26
+	VMAXPS       Z0, Z26, Z0
+	VMAXPS       Z1, Z26, Z1
+	VMAXPS       Z2, Z26, Z2
+	VMAXPS       Z3, Z26, Z3
+	VMAXPS       Z4, Z26, Z4
+	VMAXPS       Z5, Z26, Z5
+	VMAXPS       Z6, Z26, Z6
+	VMAXPS       Z7, Z26, Z7
+	VMAXPS       Z8, Z26, Z8
+	VMAXPS       Z9, Z26, Z9
+	VMAXPS       Z10, Z26, Z10
+	VMAXPS       Z11, Z26, Z11
+	VMAXPS       Z12, Z26, Z12
+	VMAXPS       Z13, Z26, Z13
+	VMAXPS       Z14, Z26, Z14
+	VMAXPS       Z15, Z26, Z15
+	VMAXPS       Z16, Z26, Z16
+	VMAXPS       Z17, Z26, Z17
+	VMAXPS       Z18, Z26, Z18
+	VMAXPS       Z19, Z26, Z19
+	VMAXPS       Z20, Z26, Z20
+	VMAXPS       Z21, Z26, Z21
+	VMAXPS       Z22, Z26, Z22
+	VMAXPS       Z23, Z26, Z23
+	VMAXPS       Z24, Z26, Z24
+	VMAXPS       Z25, Z26, Z25
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, (AX)
+	VMOVUPS Z15, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, (AX)
+	VMOVUPS Z17, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z18, (AX)
+	VMOVUPS Z19, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z20, (AX)
+	VMOVUPS Z21, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z22, (AX)
+	VMOVUPS Z23, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z24, (AX)
+	VMOVUPS Z25, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_13x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_13x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	VMOVUPS.Z 64(AX), K2, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	VMOVUPS.Z 64(AX), K2, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	VMOVUPS.Z 64(AX), K2, Z11
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z12
+	VMOVUPS.Z 64(AX), K2, Z13
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z14
+	VMOVUPS.Z 64(AX), K2, Z15
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z16
+	VMOVUPS.Z 64(AX), K2, Z17
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z18
+	VMOVUPS.Z 64(AX), K2, Z19
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z20
+	VMOVUPS.Z 64(AX), K2, Z21
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z22
+	VMOVUPS.Z 64(AX), K2, Z23
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z24
+	VMOVUPS.Z 64(AX), K2, Z25
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z10
+	VMOVAPS   Z0, Z12
+	VMOVAPS   Z0, Z14
+	VMOVAPS   Z0, Z16
+	VMOVAPS   Z0, Z18
+	VMOVAPS   Z0, Z20
+	VMOVAPS   Z0, Z22
+	VMOVAPS   Z0, Z24
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	VMOVAPS   Z1, Z7
+	VMOVAPS   Z1, Z9
+	VMOVAPS   Z1, Z11
+	VMOVAPS   Z1, Z13
+	VMOVAPS   Z1, Z15
+	VMOVAPS   Z1, Z17
+	VMOVAPS   Z1, Z19
+	VMOVAPS   Z1, Z21
+	VMOVAPS   Z1, Z23
+	VMOVAPS   Z1, Z25
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z26
+	VMOVUPS.Z    64(BX), K2, Z27
+	VBROADCASTSS (SI), Z28
+	LONG         $0x402e9262
+	WORD         $0xc452
+	LONG         $0x40269262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R9*1), Z29
+	LONG         $0x402e9262
+	WORD         $0xd552
+	LONG         $0x40269262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R9*2), Z28
+	LONG         $0x402e9262
+	WORD         $0xe452
+	LONG         $0x40269262
+	WORD         $0xec52
+	VBROADCASTSS (SI)(R10*1), Z29
+	LONG         $0x402e9262
+	WORD         $0xf552
+	LONG         $0x40269262
+	WORD         $0xfd52
+	VBROADCASTSS (SI)(R9*4), Z28
+	LONG         $0x402e1262
+	WORD         $0xc452
+	LONG         $0x40261262
+	WORD         $0xcc52
+	VBROADCASTSS (SI)(R11*1), Z29
+	LONG         $0x402e1262
+	WORD         $0xd552
+	LONG         $0x40261262
+	WORD         $0xdd52
+	VBROADCASTSS (SI)(R10*2), Z28
+	LONG         $0x402e1262
+	WORD         $0xe452
+	LONG         $0x40261262
+	WORD         $0xec52
+	VBROADCASTSS (R8), Z29
+	LONG         $0x402e1262
+	WORD         $0xf552
+	LONG         $0x40261262
+	WORD         $0xfd52
+	VBROADCASTSS (R8)(R9*1), Z28
+	LONG         $0x402e8262
+	WORD         $0xc452
+	LONG         $0x40268262
+	WORD         $0xcc52
+	VBROADCASTSS (R8)(R9*2), Z29
+	LONG         $0x402e8262
+	WORD         $0xd552
+	LONG         $0x40268262
+	WORD         $0xdd52
+	VBROADCASTSS (R8)(R10*1), Z28
+	LONG         $0x402e8262
+	WORD         $0xe452
+	LONG         $0x40268262
+	WORD         $0xec52
+	VBROADCASTSS (R8)(R9*4), Z29
+	LONG         $0x402e8262
+	WORD         $0xf552
+	LONG         $0x40268262
+	WORD         $0xfd52
+	VBROADCASTSS (R8)(R11*1), Z28
+	LONG         $0x402e0262
+	WORD         $0xc452
+	LONG         $0x40260262
+	WORD         $0xcc52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z26, Z26, Z26
+	VMAXPS       Z0, Z26, Z0
+	VMAXPS       Z1, Z26, Z1
+	VMAXPS       Z2, Z26, Z2
+	VMAXPS       Z3, Z26, Z3
+	VMAXPS       Z4, Z26, Z4
+	VMAXPS       Z5, Z26, Z5
+	VMAXPS       Z6, Z26, Z6
+	VMAXPS       Z7, Z26, Z7
+	VMAXPS       Z8, Z26, Z8
+	VMAXPS       Z9, Z26, Z9
+	VMAXPS       Z10, Z26, Z10
+	VMAXPS       Z11, Z26, Z11
+	VMAXPS       Z12, Z26, Z12
+	VMAXPS       Z13, Z26, Z13
+	VMAXPS       Z14, Z26, Z14
+	VMAXPS       Z15, Z26, Z15
+	VMAXPS       Z16, Z26, Z16
+	VMAXPS       Z17, Z26, Z17
+	VMAXPS       Z18, Z26, Z18
+	VMAXPS       Z19, Z26, Z19
+	VMAXPS       Z20, Z26, Z20
+	VMAXPS       Z21, Z26, Z21
+	VMAXPS       Z22, Z26, Z22
+	VMAXPS       Z23, Z26, Z23
+	VMAXPS       Z24, Z26, Z24
+	VMAXPS       Z25, Z26, Z25
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, K1, (AX)
+	VMOVUPS Z13, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, K1, (AX)
+	VMOVUPS Z15, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, K1, (AX)
+	VMOVUPS Z17, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z18, K1, (AX)
+	VMOVUPS Z19, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z20, K1, (AX)
+	VMOVUPS Z21, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z22, K1, (AX)
+	VMOVUPS Z23, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z24, K1, (AX)
+	VMOVUPS Z25, K2, 64(AX)
+	VZEROUPPER
+	RET
+
 // func avx512_14x1(t *[14]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x1(SB), NOSPLIT, $0-8
@@ -7522,6 +15282,400 @@ step:
 	VFMADD231PS  Z15, Z14, Z12
 	VBROADCASTSS (R8)(R10*2), Z16
 	VFMADD231PS  Z16, Z14, Z13
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z14, Z14, Z14
+	VMAXPS       Z0, Z14, Z0
+	VMAXPS       Z1, Z14, Z1
+	VMAXPS       Z2, Z14, Z2
+	VMAXPS       Z3, Z14, Z3
+	VMAXPS       Z4, Z14, Z4
+	VMAXPS       Z5, Z14, Z5
+	VMAXPS       Z6, Z14, Z6
+	VMAXPS       Z7, Z14, Z7
+	VMAXPS       Z8, Z14, Z8
+	VMAXPS       Z9, Z14, Z9
+	VMAXPS       Z10, Z14, Z10
+	VMAXPS       Z11, Z14, Z11
+	VMAXPS       Z12, Z14, Z12
+	VMAXPS       Z13, Z14, Z13
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z9, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z11, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, K1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z13, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_14x1(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_14x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z11
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z12
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z13
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z7
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z9
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z11
+	VMOVAPS Z0, Z12
+	VMOVAPS Z0, Z13
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z14
+	VBROADCASTSS (SI), Z15
+	LONG         $0x480ed262
+	WORD         $0xc752
+	VBROADCASTSS (SI)(R9*1), Z16
+	LONG         $0x480eb262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R9*2), Z15
+	LONG         $0x480ed262
+	WORD         $0xd752
+	VBROADCASTSS (SI)(R10*1), Z16
+	LONG         $0x480eb262
+	WORD         $0xd852
+	VBROADCASTSS (SI)(R9*4), Z15
+	LONG         $0x480ed262
+	WORD         $0xe752
+	VBROADCASTSS (SI)(R11*1), Z16
+	LONG         $0x480eb262
+	WORD         $0xe852
+	VBROADCASTSS (SI)(R10*2), Z15
+	LONG         $0x480ed262
+	WORD         $0xf752
+	VBROADCASTSS (R8), Z16
+	LONG         $0x480eb262
+	WORD         $0xf852
+	VBROADCASTSS (R8)(R9*1), Z15
+	LONG         $0x480e5262
+	WORD         $0xc752
+	VBROADCASTSS (R8)(R9*2), Z16
+	LONG         $0x480e3262
+	WORD         $0xc852
+	VBROADCASTSS (R8)(R10*1), Z15
+	LONG         $0x480e5262
+	WORD         $0xd752
+	VBROADCASTSS (R8)(R9*4), Z16
+	LONG         $0x480e3262
+	WORD         $0xd852
+	VBROADCASTSS (R8)(R11*1), Z15
+	LONG         $0x480e5262
+	WORD         $0xe752
+	VBROADCASTSS (R8)(R10*2), Z16
+	LONG         $0x480e3262
+	WORD         $0xe852
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z14, Z14, Z14
+	VMAXPS       Z0, Z14, Z0
+	VMAXPS       Z1, Z14, Z1
+	VMAXPS       Z2, Z14, Z2
+	VMAXPS       Z3, Z14, Z3
+	VMAXPS       Z4, Z14, Z4
+	VMAXPS       Z5, Z14, Z5
+	VMAXPS       Z6, Z14, Z6
+	VMAXPS       Z7, Z14, Z7
+	VMAXPS       Z8, Z14, Z8
+	VMAXPS       Z9, Z14, Z9
+	VMAXPS       Z10, Z14, Z10
+	VMAXPS       Z11, Z14, Z11
+	VMAXPS       Z12, Z14, Z12
+	VMAXPS       Z13, Z14, Z13
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z3, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z5, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z7, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z9, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z11, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, (AX)
+	ADDQ    CX, AX
+	VMOVUPS Z13, (AX)
+	VZEROUPPER
+	RET
+
+// func bf16_14x1m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_14x1m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z11
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z12
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z13
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z1
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z3
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z5
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z7
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z9
+	VMOVAPS   Z0, Z10
+	VMOVAPS   Z0, Z11
+	VMOVAPS   Z0, Z12
+	VMOVAPS   Z0, Z13
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z14
+	VBROADCASTSS (SI), Z15
+	LONG         $0x480ed262
+	WORD         $0xc752
+	VBROADCASTSS (SI)(R9*1), Z16
+	LONG         $0x480eb262
+	WORD         $0xc852
+	VBROADCASTSS (SI)(R9*2), Z15
+	LONG         $0x480ed262
+	WORD         $0xd752
+	VBROADCASTSS (SI)(R10*1), Z16
+	LONG         $0x480eb262
+	WORD         $0xd852
+	VBROADCASTSS (SI)(R9*4), Z15
+	LONG         $0x480ed262
+	WORD         $0xe752
+	VBROADCASTSS (SI)(R11*1), Z16
+	LONG         $0x480eb262
+	WORD         $0xe852
+	VBROADCASTSS (SI)(R10*2), Z15
+	LONG         $0x480ed262
+	WORD         $0xf752
+	VBROADCASTSS (R8), Z16
+	LONG         $0x480eb262
+	WORD         $0xf852
+	VBROADCASTSS (R8)(R9*1), Z15
+	LONG         $0x480e5262
+	WORD         $0xc752
+	VBROADCASTSS (R8)(R9*2), Z16
+	LONG         $0x480e3262
+	WORD         $0xc852
+	VBROADCASTSS (R8)(R10*1), Z15
+	LONG         $0x480e5262
+	WORD         $0xd752
+	VBROADCASTSS (R8)(R9*4), Z16
+	LONG         $0x480e3262
+	WORD         $0xd852
+	VBROADCASTSS (R8)(R11*1), Z15
+	LONG         $0x480e5262
+	WORD         $0xe752
+	VBROADCASTSS (R8)(R10*2), Z16
+	LONG         $0x480e3262
+	WORD         $0xe852
 	ADDQ         R12, SI
 	ADDQ         R12, R8
 	ADDQ         R13, BX
@@ -8030,6 +16184,598 @@ step:
 	VBROADCASTSS (R8)(R10*2), Z31
 	VFMADD231PS  Z31, Z28, Z26
 	VFMADD231PS  Z31, Z29, Z27
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z28, Z28, Z28
+	VMAXPS       Z0, Z28, Z0
+	VMAXPS       Z1, Z28, Z1
+	VMAXPS       Z2, Z28, Z2
+	VMAXPS       Z3, Z28, Z3
+	VMAXPS       Z4, Z28, Z4
+	VMAXPS       Z5, Z28, Z5
+	VMAXPS       Z6, Z28, Z6
+	VMAXPS       Z7, Z28, Z7
+	VMAXPS       Z8, Z28, Z8
+	VMAXPS       Z9, Z28, Z9
+	VMAXPS       Z10, Z28, Z10
+	VMAXPS       Z11, Z28, Z11
+	VMAXPS       Z12, Z28, Z12
+	VMAXPS       Z13, Z28, Z13
+	VMAXPS       Z14, Z28, Z14
+	VMAXPS       Z15, Z28, Z15
+	VMAXPS       Z16, Z28, Z16
+	VMAXPS       Z17, Z28, Z17
+	VMAXPS       Z18, Z28, Z18
+	VMAXPS       Z19, Z28, Z19
+	VMAXPS       Z20, Z28, Z20
+	VMAXPS       Z21, Z28, Z21
+	VMAXPS       Z22, Z28, Z22
+	VMAXPS       Z23, Z28, Z23
+	VMAXPS       Z24, Z28, Z24
+	VMAXPS       Z25, Z28, Z25
+	VMAXPS       Z26, Z28, Z26
+	VMAXPS       Z27, Z28, Z27
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, K1, (AX)
+	VMOVUPS Z13, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, K1, (AX)
+	VMOVUPS Z15, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, K1, (AX)
+	VMOVUPS Z17, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z18, K1, (AX)
+	VMOVUPS Z19, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z20, K1, (AX)
+	VMOVUPS Z21, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z22, K1, (AX)
+	VMOVUPS Z23, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z24, K1, (AX)
+	VMOVUPS Z25, K2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z26, K1, (AX)
+	VMOVUPS Z27, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_14x2(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_14x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 48(DI), R9
+	LEAQ (R9)(R9*2), R10
+	LEAQ (R9)(R9*4), R11
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 56(DI), R12
+	MOVQ 72(DI), R13
+	MOVQ 32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ    16(DI), AX
+	MOVQ    104(DI), CX
+	BTQ     $0x00, CX
+	JCC     fresh
+	MOVQ    88(DI), CX
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z2
+	VMOVUPS 64(AX), Z3
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z4
+	VMOVUPS 64(AX), Z5
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z6
+	VMOVUPS 64(AX), Z7
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z8
+	VMOVUPS 64(AX), Z9
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z10
+	VMOVUPS 64(AX), Z11
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z12
+	VMOVUPS 64(AX), Z13
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z14
+	VMOVUPS 64(AX), Z15
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z16
+	VMOVUPS 64(AX), Z17
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z18
+	VMOVUPS 64(AX), Z19
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z20
+	VMOVUPS 64(AX), Z21
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z22
+	VMOVUPS 64(AX), Z23
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z24
+	VMOVUPS 64(AX), Z25
+	ADDQ    CX, AX
+	VMOVUPS (AX), Z26
+	VMOVUPS 64(AX), Z27
+	JMP     segment
+
+fresh:
+	MOVQ    24(DI), AX
+	TESTQ   AX, AX
+	JZ      zero
+	VMOVUPS (AX), Z0
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z12
+	VMOVAPS Z0, Z14
+	VMOVAPS Z0, Z16
+	VMOVAPS Z0, Z18
+	VMOVAPS Z0, Z20
+	VMOVAPS Z0, Z22
+	VMOVAPS Z0, Z24
+	VMOVAPS Z0, Z26
+	VMOVUPS 64(AX), Z1
+	VMOVAPS Z1, Z3
+	VMOVAPS Z1, Z5
+	VMOVAPS Z1, Z7
+	VMOVAPS Z1, Z9
+	VMOVAPS Z1, Z11
+	VMOVAPS Z1, Z13
+	VMOVAPS Z1, Z15
+	VMOVAPS Z1, Z17
+	VMOVAPS Z1, Z19
+	VMOVAPS Z1, Z21
+	VMOVAPS Z1, Z23
+	VMOVAPS Z1, Z25
+	VMOVAPS Z1, Z27
+	JMP     segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS      (BX), Z28
+	VMOVUPS      64(BX), Z29
+	VBROADCASTSS (SI), Z30
+	LONG         $0x401e9262
+	WORD         $0xc652
+	LONG         $0x40169262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*1), Z31
+	LONG         $0x401e9262
+	WORD         $0xd752
+	LONG         $0x40169262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R9*2), Z30
+	LONG         $0x401e9262
+	WORD         $0xe652
+	LONG         $0x40169262
+	WORD         $0xee52
+	VBROADCASTSS (SI)(R10*1), Z31
+	LONG         $0x401e9262
+	WORD         $0xf752
+	LONG         $0x40169262
+	WORD         $0xff52
+	VBROADCASTSS (SI)(R9*4), Z30
+	LONG         $0x401e1262
+	WORD         $0xc652
+	LONG         $0x40161262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R11*1), Z31
+	LONG         $0x401e1262
+	WORD         $0xd752
+	LONG         $0x40161262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R10*2), Z30
+	LONG         $0x401e1262
+	WORD         $0xe652
+	LONG         $0x40161262
+	WORD         $0xee52
+	VBROADCASTSS (R8), Z31
+	LONG         $0x401e1262
+	WORD         $0xf752
+	LONG         $0x40161262
+	WORD         $0xff52
+	VBROADCASTSS (R8)(R9*1), Z30
+	LONG         $0x401e8262
+	WORD         $0xc652
+	LONG         $0x40168262
+	WORD         $0xce52
+	VBROADCASTSS (R8)(R9*2), Z31
+	LONG         $0x401e8262
+	WORD         $0xd752
+	LONG         $0x40168262
+	WORD         $0xdf52
+	VBROADCASTSS (R8)(R10*1), Z30
+	LONG         $0x401e8262
+	WORD         $0xe652
+	LONG         $0x40168262
+	WORD         $0xee52
+	VBROADCASTSS (R8)(R9*4), Z31
+	LONG         $0x401e8262
+	WORD         $0xf752
+	LONG         $0x40168262
+	WORD         $0xff52
+	VBROADCASTSS (R8)(R11*1), Z30
+	LONG         $0x401e0262
+	WORD         $0xc652
+	LONG         $0x40160262
+	WORD         $0xce52
+	VBROADCASTSS (R8)(R10*2), Z31
+	LONG         $0x401e0262
+	WORD         $0xd752
+	LONG         $0x40160262
+	WORD         $0xdf52
+	ADDQ         R12, SI
+	ADDQ         R12, R8
+	ADDQ         R13, BX
+	DECQ         CX
+	JNZ          step
+	ADDQ         64(DI), SI
+	ADDQ         64(DI), R8
+	ADDQ         80(DI), BX
+	DECQ         DX
+	JNZ          segment
+	MOVQ         104(DI), CX
+	BTQ          $0x01, CX
+	JCC          store
+	VPXORD       Z28, Z28, Z28
+	VMAXPS       Z0, Z28, Z0
+	VMAXPS       Z1, Z28, Z1
+	VMAXPS       Z2, Z28, Z2
+	VMAXPS       Z3, Z28, Z3
+	VMAXPS       Z4, Z28, Z4
+	VMAXPS       Z5, Z28, Z5
+	VMAXPS       Z6, Z28, Z6
+	VMAXPS       Z7, Z28, Z7
+	VMAXPS       Z8, Z28, Z8
+	VMAXPS       Z9, Z28, Z9
+	VMAXPS       Z10, Z28, Z10
+	VMAXPS       Z11, Z28, Z11
+	VMAXPS       Z12, Z28, Z12
+	VMAXPS       Z13, Z28, Z13
+	VMAXPS       Z14, Z28, Z14
+	VMAXPS       Z15, Z28, Z15
+	VMAXPS       Z16, Z28, Z16
+	VMAXPS       Z17, Z28, Z17
+	VMAXPS       Z18, Z28, Z18
+	VMAXPS       Z19, Z28, Z19
+	VMAXPS       Z20, Z28, Z20
+	VMAXPS       Z21, Z28, Z21
+	VMAXPS       Z22, Z28, Z22
+	VMAXPS       Z23, Z28, Z23
+	VMAXPS       Z24, Z28, Z24
+	VMAXPS       Z25, Z28, Z25
+	VMAXPS       Z26, Z28, Z26
+	VMAXPS       Z27, Z28, Z27
+
+store:
+	MOVQ    16(DI), AX
+	MOVQ    88(DI), CX
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z4, (AX)
+	VMOVUPS Z5, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z6, (AX)
+	VMOVUPS Z7, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z8, (AX)
+	VMOVUPS Z9, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z10, (AX)
+	VMOVUPS Z11, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z12, (AX)
+	VMOVUPS Z13, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z14, (AX)
+	VMOVUPS Z15, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z16, (AX)
+	VMOVUPS Z17, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z18, (AX)
+	VMOVUPS Z19, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z20, (AX)
+	VMOVUPS Z21, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z22, (AX)
+	VMOVUPS Z23, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z24, (AX)
+	VMOVUPS Z25, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z26, (AX)
+	VMOVUPS Z27, 64(AX)
+	VZEROUPPER
+	RET
+
+// func bf16_14x2m(t *[14]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·bf16_14x2m(SB), NOSPLIT, $0-8
+	MOVQ  t+0(FP), DI
+	MOVQ  96(DI), AX
+	KMOVW AX, K1
+	SHRQ  $0x10, AX
+	KMOVW AX, K2
+	MOVQ  (DI), SI
+	MOVQ  8(DI), BX
+	MOVQ  48(DI), R9
+	LEAQ  (R9)(R9*2), R10
+	LEAQ  (R9)(R9*4), R11
+	LEAQ  (SI)(R10*2), R8
+	ADDQ  R9, R8
+	MOVQ  56(DI), R12
+	MOVQ  72(DI), R13
+	MOVQ  32(DI), DX
+
+	// the tile starts as c, as the bias, or as zero
+	MOVQ      16(DI), AX
+	MOVQ      104(DI), CX
+	BTQ       $0x00, CX
+	JCC       fresh
+	MOVQ      88(DI), CX
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVUPS.Z 64(AX), K2, Z1
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z2
+	VMOVUPS.Z 64(AX), K2, Z3
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z4
+	VMOVUPS.Z 64(AX), K2, Z5
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z6
+	VMOVUPS.Z 64(AX), K2, Z7
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z8
+	VMOVUPS.Z 64(AX), K2, Z9
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z10
+	VMOVUPS.Z 64(AX), K2, Z11
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z12
+	VMOVUPS.Z 64(AX), K2, Z13
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z14
+	VMOVUPS.Z 64(AX), K2, Z15
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z16
+	VMOVUPS.Z 64(AX), K2, Z17
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z18
+	VMOVUPS.Z 64(AX), K2, Z19
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z20
+	VMOVUPS.Z 64(AX), K2, Z21
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z22
+	VMOVUPS.Z 64(AX), K2, Z23
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z24
+	VMOVUPS.Z 64(AX), K2, Z25
+	ADDQ      CX, AX
+	VMOVUPS.Z (AX), K1, Z26
+	VMOVUPS.Z 64(AX), K2, Z27
+	JMP       segment
+
+fresh:
+	MOVQ      24(DI), AX
+	TESTQ     AX, AX
+	JZ        zero
+	VMOVUPS.Z (AX), K1, Z0
+	VMOVAPS   Z0, Z2
+	VMOVAPS   Z0, Z4
+	VMOVAPS   Z0, Z6
+	VMOVAPS   Z0, Z8
+	VMOVAPS   Z0, Z10
+	VMOVAPS   Z0, Z12
+	VMOVAPS   Z0, Z14
+	VMOVAPS   Z0, Z16
+	VMOVAPS   Z0, Z18
+	VMOVAPS   Z0, Z20
+	VMOVAPS   Z0, Z22
+	VMOVAPS   Z0, Z24
+	VMOVAPS   Z0, Z26
+	VMOVUPS.Z 64(AX), K2, Z1
+	VMOVAPS   Z1, Z3
+	VMOVAPS   Z1, Z5
+	VMOVAPS   Z1, Z7
+	VMOVAPS   Z1, Z9
+	VMOVAPS   Z1, Z11
+	VMOVAPS   Z1, Z13
+	VMOVAPS   Z1, Z15
+	VMOVAPS   Z1, Z17
+	VMOVAPS   Z1, Z19
+	VMOVAPS   Z1, Z21
+	VMOVAPS   Z1, Z23
+	VMOVAPS   Z1, Z25
+	VMOVAPS   Z1, Z27
+	JMP       segment
+
+zero:
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+
+segment:
+	MOVQ 40(DI), CX
+
+step:
+	VMOVUPS.Z    (BX), K1, Z28
+	VMOVUPS.Z    64(BX), K2, Z29
+	VBROADCASTSS (SI), Z30
+	LONG         $0x401e9262
+	WORD         $0xc652
+	LONG         $0x40169262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R9*1), Z31
+	LONG         $0x401e9262
+	WORD         $0xd752
+	LONG         $0x40169262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R9*2), Z30
+	LONG         $0x401e9262
+	WORD         $0xe652
+	LONG         $0x40169262
+	WORD         $0xee52
+	VBROADCASTSS (SI)(R10*1), Z31
+	LONG         $0x401e9262
+	WORD         $0xf752
+	LONG         $0x40169262
+	WORD         $0xff52
+	VBROADCASTSS (SI)(R9*4), Z30
+	LONG         $0x401e1262
+	WORD         $0xc652
+	LONG         $0x40161262
+	WORD         $0xce52
+	VBROADCASTSS (SI)(R11*1), Z31
+	LONG         $0x401e1262
+	WORD         $0xd752
+	LONG         $0x40161262
+	WORD         $0xdf52
+	VBROADCASTSS (SI)(R10*2), Z30
+	LONG         $0x401e1262
+	WORD         $0xe652
+	LONG         $0x40161262
+	WORD         $0xee52
+	VBROADCASTSS (R8), Z31
+	LONG         $0x401e1262
+	WORD         $0xf752
+	LONG         $0x40161262
+	WORD         $0xff52
+	VBROADCASTSS (R8)(R9*1), Z30
+	LONG         $0x401e8262
+	WORD         $0xc652
+	LONG         $0x40168262
+	WORD         $0xce52
+	VBROADCASTSS (R8)(R9*2), Z31
+	LONG         $0x401e8262
+	WORD         $0xd752
+	LONG         $0x40168262
+	WORD         $0xdf52
+	VBROADCASTSS (R8)(R10*1), Z30
+	LONG         $0x401e8262
+	WORD         $0xe652
+	LONG         $0x40168262
+	WORD         $0xee52
+	VBROADCASTSS (R8)(R9*4), Z31
+	LONG         $0x401e8262
+	WORD         $0xf752
+	LONG         $0x40168262
+	WORD         $0xff52
+	VBROADCASTSS (R8)(R11*1), Z30
+	LONG         $0x401e0262
+	WORD         $0xc652
+	LONG         $0x40160262
+	WORD         $0xce52
+	VBROADCASTSS (R8)(R10*2), Z31
+	LONG         $0x401e0262
+	WORD         $0xd752
+	LONG         $0x40160262
+	WORD         $0xdf52
 	ADDQ         R12, SI
 	ADDQ         R12, R8
 	ADDQ         R13, BX
@@ -9922,5 +18668,267 @@ done:
 	ADDQ R9, SI
 	DECQ CX
 	JNZ  next
+	VZEROUPPER
+	RET
+
+// func roundVectors(dst *float32, src *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·roundVectors(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), DI
+	MOVQ src+8(FP), SI
+	MOVQ n+16(FP), DX
+
+full:
+	CMPQ    DX, $0x20
+	JLT     tail
+	VMOVUPS (SI), Z0
+	VMOVUPS 64(SI), Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (DI)
+	ADDQ    $0x80, SI
+	ADDQ    $0x40, DI
+	SUBQ    $0x20, DX
+	JMP     full
+
+tail:
+	TESTQ     DX, DX
+	JZ        done
+	MOVQ      $0x0000000000000001, AX
+	MOVQ      DX, CX
+	SHLQ      CL, AX
+	DECQ      AX
+	KMOVW     AX, K1
+	SHRQ      $0x10, AX
+	KMOVW     AX, K2
+	INCQ      DX
+	SHRQ      $0x01, DX
+	MOVQ      $0x0000000000000001, AX
+	MOVQ      DX, CX
+	SHLQ      CL, AX
+	DECQ      AX
+	KMOVW     AX, K3
+	VMOVUPS.Z (SI), K1, Z0
+	VMOVUPS.Z 64(SI), K2, Z1
+	LONG      $0x4877f262
+	WORD      $0xd072
+	VMOVUPS   Z2, K3, (DI)
+
+done:
+	VZEROUPPER
+	RET
+
+DATA order<>+0(SB)/2, $0x0000
+DATA order<>+2(SB)/2, $0x0010
+DATA order<>+4(SB)/2, $0x0001
+DATA order<>+6(SB)/2, $0x0011
+DATA order<>+8(SB)/2, $0x0002
+DATA order<>+10(SB)/2, $0x0012
+DATA order<>+12(SB)/2, $0x0003
+DATA order<>+14(SB)/2, $0x0013
+DATA order<>+16(SB)/2, $0x0004
+DATA order<>+18(SB)/2, $0x0014
+DATA order<>+20(SB)/2, $0x0005
+DATA order<>+22(SB)/2, $0x0015
+DATA order<>+24(SB)/2, $0x0006
+DATA order<>+26(SB)/2, $0x0016
+DATA order<>+28(SB)/2, $0x0007
+DATA order<>+30(SB)/2, $0x0017
+DATA order<>+32(SB)/2, $0x0008
+DATA order<>+34(SB)/2, $0x0018
+DATA order<>+36(SB)/2, $0x0009
+DATA order<>+38(SB)/2, $0x0019
+DATA order<>+40(SB)/2, $0x000a
+DATA order<>+42(SB)/2, $0x001a
+DATA order<>+44(SB)/2, $0x000b
+DATA order<>+46(SB)/2, $0x001b
+DATA order<>+48(SB)/2, $0x000c
+DATA order<>+50(SB)/2, $0x001c
+DATA order<>+52(SB)/2, $0x000d
+DATA order<>+54(SB)/2, $0x001d
+DATA order<>+56(SB)/2, $0x000e
+DATA order<>+58(SB)/2, $0x001e
+DATA order<>+60(SB)/2, $0x000f
+DATA order<>+62(SB)/2, $0x001f
+GLOBL order<>(SB), RODATA|NOPTR, $64
+
+// func pairVectors(dst *float32, src *float32, count int, n int, far int, step int, both int)
+// Requires: AVX, AVX512BW, AVX512F
+TEXT ·pairVectors(SB), NOSPLIT, $0-56
+	MOVQ      dst+0(FP), DI
+	MOVQ      src+8(FP), SI
+	MOVQ      count+16(FP), BX
+	MOVQ      n+24(FP), DX
+	MOVQ      far+32(FP), R8
+	MOVQ      step+40(FP), R9
+	MOVQ      both+48(FP), R10
+	KMOVW     R10, K2
+	VMOVDQU16 order<>+0(SB), Z3
+	MOVQ      DX, R11
+	ANDQ      $0x0f, R11
+	MOVQ      $0x0000000000000001, AX
+	MOVQ      R11, CX
+	SHLQ      CL, AX
+	DECQ      AX
+	KMOVW     AX, K1
+	KANDW     K1, K2, K3
+	SHRQ      $0x04, DX
+
+row:
+	MOVQ  SI, R12
+	MOVQ  DX, R13
+	TESTQ R13, R13
+	JZ    tail
+
+full:
+	VMOVUPS   (R12), Z0
+	VMOVUPS.Z (R12)(R8*1), K2, Z1
+	LONG      $0x4877f262
+	WORD      $0xd072
+	VPERMW    Z2, Z3, Z2
+	VMOVUPS   Z2, (DI)
+	ADDQ      $0x40, R12
+	ADDQ      $0x40, DI
+	DECQ      R13
+	JNZ       full
+
+tail:
+	TESTQ     R11, R11
+	JZ        next
+	VMOVUPS.Z (R12), K1, Z0
+	VMOVUPS.Z (R12)(R8*1), K3, Z1
+	LONG      $0x4877f262
+	WORD      $0xd072
+	VPERMW    Z2, Z3, Z2
+	VMOVUPS   Z2, K1, (DI)
+	LEAQ      (DI)(R11*4), DI
+
+next:
+	ADDQ R9, SI
+	DECQ BX
+	JNZ  row
+	VZEROUPPER
+	RET
+
+// func peakAVX2(n int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·peakAVX2(SB), NOSPLIT, $0-8
+	MOVQ  n+0(FP), CX
+	VPXOR Y0, Y0, Y0
+	VPXOR Y1, Y1, Y1
+	VPXOR Y2, Y2, Y2
+	VPXOR Y3, Y3, Y3
+	VPXOR Y4, Y4, Y4
+	VPXOR Y5, Y5, Y5
+	VPXOR Y6, Y6, Y6
+	VPXOR Y7, Y7, Y7
+	VPXOR Y8, Y8, Y8
+	VPXOR Y9, Y9, Y9
+	VPXOR Y10, Y10, Y10
+	VPXOR Y11, Y11, Y11
+	VPXOR Y12, Y12, Y12
+	VPXOR Y13, Y13, Y13
+
+loop:
+	VFMADD231PS Y12, Y13, Y0
+	VFMADD231PS Y12, Y13, Y1
+	VFMADD231PS Y12, Y13, Y2
+	VFMADD231PS Y12, Y13, Y3
+	VFMADD231PS Y12, Y13, Y4
+	VFMADD231PS Y12, Y13, Y5
+	VFMADD231PS Y12, Y13, Y6
+	VFMADD231PS Y12, Y13, Y7
+	VFMADD231PS Y12, Y13, Y8
+	VFMADD231PS Y12, Y13, Y9
+	VFMADD231PS Y12, Y13, Y10
+	VFMADD231PS Y12, Y13, Y11
+	DECQ        CX
+	JNZ         loop
+	VZEROUPPER
+	RET
+
+// func peakAVX512(n int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·peakAVX512(SB), NOSPLIT, $0-8
+	MOVQ  n+0(FP), CX
+	VPXOR Y0, Y0, Y0
+	VPXOR Y1, Y1, Y1
+	VPXOR Y2, Y2, Y2
+	VPXOR Y3, Y3, Y3
+	VPXOR Y4, Y4, Y4
+	VPXOR Y5, Y5, Y5
+	VPXOR Y6, Y6, Y6
+	VPXOR Y7, Y7, Y7
+	VPXOR Y8, Y8, Y8
+	VPXOR Y9, Y9, Y9
+	VPXOR Y10, Y10, Y10
+	VPXOR Y11, Y11, Y11
+	VPXOR Y12, Y12, Y12
+	VPXOR Y13, Y13, Y13
+
+loop:
+	VFMADD231PS Z12, Z13, Z0
+	VFMADD231PS Z12, Z13, Z1
+	VFMADD231PS Z12, Z13, Z2
+	VFMADD231PS Z12, Z13, Z3
+	VFMADD231PS Z12, Z13, Z4
+	VFMADD231PS Z12, Z13, Z5
+	VFMADD231PS Z12, Z13, Z6
+	VFMADD231PS Z12, Z13, Z7
+	VFMADD231PS Z12, Z13, Z8
+	VFMADD231PS Z12, Z13, Z9
+	VFMADD231PS Z12, Z13, Z10
+	VFMADD231PS Z12, Z13, Z11
+	DECQ        CX
+	JNZ         loop
+	VZEROUPPER
+	RET
+
+// func peakBF16(n int)
+// Requires: AVX, AVX2
+TEXT ·peakBF16(SB), NOSPLIT, $0-8
+	MOVQ  n+0(FP), CX
+	VPXOR Y0, Y0, Y0
+	VPXOR Y1, Y1, Y1
+	VPXOR Y2, Y2, Y2
+	VPXOR Y3, Y3, Y3
+	VPXOR Y4, Y4, Y4
+	VPXOR Y5, Y5, Y5
+	VPXOR Y6, Y6, Y6
+	VPXOR Y7, Y7, Y7
+	VPXOR Y8, Y8, Y8
+	VPXOR Y9, Y9, Y9
+	VPXOR Y10, Y10, Y10
+	VPXOR Y11, Y11, Y11
+	VPXOR Y12, Y12, Y12
+	VPXOR Y13, Y13, Y13
+
+loop:
+	LONG $0x4816d262
+	WORD $0xc452
+	LONG $0x4816d262
+	WORD $0xcc52
+	LONG $0x4816d262
+	WORD $0xd452
+	LONG $0x4816d262
+	WORD $0xdc52
+	LONG $0x4816d262
+	WORD $0xe452
+	LONG $0x4816d262
+	WORD $0xec52
+	LONG $0x4816d262
+	WORD $0xf452
+	LONG $0x4816d262
+	WORD $0xfc52
+	LONG $0x48165262
+	WORD $0xc452
+	LONG $0x48165262
+	WORD $0xcc52
+	LONG $0x48165262
+	WORD $0xd452
+	LONG $0x48165262
+	WORD $0xdc52
+	DECQ CX
+	JNZ  loop
 	VZEROUPPER
 	RET

@@ -6,6 +6,8 @@ func available() []string { return []string{"portable"} }
 
 func (p *product) dispatch() { p.portable() }
 
+func peak(string) (perTurn int, loop func(turns int)) { return 8 * 2, peakPortable }
+
 func addTo(dst, src []float32) { addPortable(dst, src) }
 
 func maximum(best []float32, index []int32, x []float32, place int32) {
@@ -24,4 +26,10 @@ func adam(p, m, v, average, grad []float32, c *AdamStep) {
 
 func scatter(sum, column []float32, count, segment, sumStep, columnStep int) {
 	scatterPortable(sum, column, count, segment, sumStep, columnStep)
+}
+
+func roundTo(dst, src []float32) { roundPortable(dst, src) }
+
+func pairTo(dst, src []float32, count, n, far, step int) {
+	pairPortable(dst, src, count, n, far, step)
 }

@@ -11,10 +11,22 @@ func avx512_1x1(t *[14]uintptr)
 func avx512_1x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_1x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_1x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_1x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_1x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_1x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_1x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_2x1(t *[14]uintptr)
@@ -23,10 +35,22 @@ func avx512_2x1(t *[14]uintptr)
 func avx512_2x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_2x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_2x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_2x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_2x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_2x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_2x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_3x1(t *[14]uintptr)
@@ -35,10 +59,22 @@ func avx512_3x1(t *[14]uintptr)
 func avx512_3x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_3x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_3x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_3x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_3x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_3x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_3x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_4x1(t *[14]uintptr)
@@ -47,10 +83,22 @@ func avx512_4x1(t *[14]uintptr)
 func avx512_4x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_4x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_4x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_4x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_4x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_4x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_4x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_5x1(t *[14]uintptr)
@@ -59,10 +107,22 @@ func avx512_5x1(t *[14]uintptr)
 func avx512_5x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_5x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_5x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_5x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_5x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_5x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_5x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_6x1(t *[14]uintptr)
@@ -71,10 +131,22 @@ func avx512_6x1(t *[14]uintptr)
 func avx512_6x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_6x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_6x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_6x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_6x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_6x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_6x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_7x1(t *[14]uintptr)
@@ -83,10 +155,22 @@ func avx512_7x1(t *[14]uintptr)
 func avx512_7x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_7x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_7x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_7x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_7x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_7x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_7x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_8x1(t *[14]uintptr)
@@ -95,10 +179,22 @@ func avx512_8x1(t *[14]uintptr)
 func avx512_8x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_8x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_8x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_8x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_8x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_8x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_8x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_9x1(t *[14]uintptr)
@@ -107,10 +203,22 @@ func avx512_9x1(t *[14]uintptr)
 func avx512_9x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_9x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_9x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_9x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_9x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_9x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_9x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_10x1(t *[14]uintptr)
@@ -119,10 +227,22 @@ func avx512_10x1(t *[14]uintptr)
 func avx512_10x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_10x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_10x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_10x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_10x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_10x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_10x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_11x1(t *[14]uintptr)
@@ -131,10 +251,22 @@ func avx512_11x1(t *[14]uintptr)
 func avx512_11x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_11x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_11x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_11x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_11x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_11x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_11x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_12x1(t *[14]uintptr)
@@ -143,10 +275,22 @@ func avx512_12x1(t *[14]uintptr)
 func avx512_12x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_12x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_12x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_12x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_12x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_12x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_12x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_13x1(t *[14]uintptr)
@@ -155,10 +299,22 @@ func avx512_13x1(t *[14]uintptr)
 func avx512_13x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_13x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_13x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_13x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_13x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_13x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_13x2m(t *[14]uintptr)
 
 //go:noescape
 func avx512_14x1(t *[14]uintptr)
@@ -167,10 +323,22 @@ func avx512_14x1(t *[14]uintptr)
 func avx512_14x1m(t *[14]uintptr)
 
 //go:noescape
+func bf16_14x1(t *[14]uintptr)
+
+//go:noescape
+func bf16_14x1m(t *[14]uintptr)
+
+//go:noescape
 func avx512_14x2(t *[14]uintptr)
 
 //go:noescape
 func avx512_14x2m(t *[14]uintptr)
+
+//go:noescape
+func bf16_14x2(t *[14]uintptr)
+
+//go:noescape
+func bf16_14x2m(t *[14]uintptr)
 
 //go:noescape
 func avx2_1x1(t *[14]uintptr)
@@ -255,3 +423,28 @@ func adamVectors(p *float32, m *float32, v *float32, average *float32, grad *flo
 //
 //go:noescape
 func addSegments(sum *float32, column *float32, count int, segment int, sumStep int, columnStep int)
+
+// roundVectors rounds n floats to (n+1)/2 pairs of neighbours; an odd one's partner is 0.
+//
+//go:noescape
+func roundVectors(dst *float32, src *float32, n int)
+
+// pairVectors makes count rows of n pairs of floats, far bytes apart, the next row step bytes on; their second float counts as 0 unless both is 0xffff.
+//
+//go:noescape
+func pairVectors(dst *float32, src *float32, count int, n int, far int, step int, both int)
+
+// peakAVX2 does n times 12 fused multiply-adds of 8 float32.
+//
+//go:noescape
+func peakAVX2(n int)
+
+// peakAVX512 does n times 12 fused multiply-adds of 16 float32.
+//
+//go:noescape
+func peakAVX512(n int)
+
+// peakBF16 does n times 12 products of 16 pairs of bfloat16.
+//
+//go:noescape
+func peakBF16(n int)

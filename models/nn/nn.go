@@ -10,10 +10,11 @@
 package nn
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
+	"strings"
 
 	"github.com/temper-ml/temper/models/nn/kernel"
 )
@@ -30,47 +31,19 @@ func (s Shape) Size() int { return s.Height * s.Width * s.Channels }
 
 func (s Shape) String() string { return fmt.Sprintf("%dx%dx%d", s.Height, s.Width, s.Channels) }
 
-// Description is a network without its weights: what models/zoo holds.
+// Description is a network without its weights: what models/zoo holds. Layers
+// come in an order in which each finds what it takes before it.
 type Description struct {
 	Name   string  `yaml:"name" json:"name"`
 	Input  Shape   `yaml:"input" json:"input"`
 	Layers []Layer `yaml:"layers" json:"layers"`
 }
 
-// Layer is one step of a network; exactly one of its fields is set.
-type Layer struct {
-	Conv    *Conv    `yaml:"conv,omitempty" json:"conv,omitempty"`
-	MaxPool *MaxPool `yaml:"maxpool,omitempty" json:"maxpool,omitempty"`
-	Dense   *Dense   `yaml:"dense,omitempty" json:"dense,omitempty"`
-}
-
-// Conv is a square convolution with bias and zero padding, followed by a ReLU
-// where ReLU is set.
-type Conv struct {
-	Filters int  `yaml:"filters" json:"filters"`
-	Kernel  int  `yaml:"kernel" json:"kernel"`
-	Stride  int  `yaml:"stride,omitempty" json:"stride,omitempty"` // 0 means 1
-	Padding int  `yaml:"padding,omitempty" json:"padding,omitempty"`
-	ReLU    bool `yaml:"relu,omitempty" json:"relu,omitempty"`
-}
-
-// MaxPool takes the maximum over Size x Size windows that do not overlap;
-// rows and columns that do not fill a window are dropped.
-type MaxPool struct {
-	Size int `yaml:"size" json:"size"`
-}
-
-// Dense is a fully connected layer with bias over the flattened input,
-// followed by a ReLU where ReLU is set.
-type Dense struct {
-	Units int  `yaml:"units" json:"units"`
-	ReLU  bool `yaml:"relu,omitempty" json:"relu,omitempty"`
-}
-
 // Limits on a description: far above the networks Temper is for, and low
 // enough that a hostile file cannot ask for unbounded memory.
 const (
-	MaxLayers     = 256
+	MaxLayers     = 512
+	maxInputs     = 64 // of one layer
 	MaxSide       = 1024
 	MaxChannels   = 8192
 	MaxParameters = 64 << 20
@@ -78,8 +51,9 @@ const (
 	maxActivity   = 1 << 24 // values of one example over all layers
 )
 
-// Shapes returns the input shape followed by each layer's output shape. The
-// last layer must be dense without ReLU; its units are the classes.
+// Shapes returns the input shape followed by each layer's output shape. Each
+// layer but the last is taken by a later one; the last makes one value for each
+// class.
 func (d *Description) Shapes() ([]Shape, error) {
 	in := d.Input
 	if in.Height < 1 || in.Width < 1 || in.Channels < 1 || in.Height > MaxSide || in.Width > MaxSide || in.Channels > MaxChannels {
@@ -89,18 +63,47 @@ func (d *Description) Shapes() ([]Shape, error) {
 		return nil, fmt.Errorf("network %q: %d layers: must be 1 to %d", d.Name, len(d.Layers), MaxLayers)
 	}
 	shapes := []Shape{in}
+	taken := make([]bool, len(d.Layers))
 	parameters, multiplied, activity := 0, 0, in.Size()
 	for i, l := range d.Layers {
-		out, err := l.output(in)
+		fail := func(err error) error {
+			return fmt.Errorf("network %q: layer %d (%s) on input %v: %w", d.Name, i, l.Kind(), in, err)
+		}
+		if len(l.From) > maxInputs {
+			return nil, fail(fmt.Errorf("from names %d layers: at most %d", len(l.From), maxInputs))
+		}
+		var inputs []Shape
+		for _, from := range d.Inputs(i) {
+			if from < -1 || from >= i {
+				return nil, fail(fmt.Errorf("from names layer %d: must be an earlier one, or -1 for the network's input", from))
+			}
+			if from >= 0 {
+				taken[from] = true
+			}
+			inputs = append(inputs, shapes[from+1])
+		}
+		in = inputs[0]
+		op, err := l.operation()
 		if err != nil {
-			return nil, fmt.Errorf("network %q: layer %d (%s) on input %v: %w", d.Name, i, l.Kind(), in, err)
+			return nil, fail(err)
 		}
-		w, b := l.parameterSizes(in)
-		parameters += w + b
-		multiplied += w
-		if l.Conv != nil {
-			multiplied += w * (out.Height*out.Width - 1)
+		out, err := op.output(inputs)
+		if err != nil {
+			return nil, fail(err)
 		}
+		work := out.Size()
+		if w, ok := op.(weighted); ok {
+			size := product(w.weightShape(in))
+			parameters += size + biasSize(w, in)
+			work = size * out.Height * out.Width
+		}
+		if l.AvgPool != nil {
+			work = out.Size() * max(l.AvgPool.Size*l.AvgPool.Size, 1)
+		}
+		if l.MaxPool != nil {
+			work = out.Size() * l.MaxPool.Size * l.MaxPool.Size
+		}
+		multiplied += work
 		activity += out.Size()
 		for _, limit := range []struct {
 			what       string
@@ -113,90 +116,80 @@ func (d *Description) Shapes() ([]Shape, error) {
 		shapes = append(shapes, out)
 		in = out
 	}
-	last := d.Layers[len(d.Layers)-1]
-	if last.Dense == nil || last.Dense.ReLU {
-		return nil, fmt.Errorf("network %q: the last layer must be dense without relu: its units are the classes", d.Name)
+	last := len(d.Layers) - 1
+	for i, taken := range taken[:last] {
+		if !taken {
+			return nil, fmt.Errorf("network %q: layer %d (%s) is taken by no other: remove it or name it in a from", d.Name, i, d.Layers[i].Kind())
+		}
 	}
-	if last.Dense.Units < 2 {
-		return nil, fmt.Errorf("network %q: %d classes: must be at least 2", d.Name, last.Dense.Units)
+	if d.Layers[last].ReLU() {
+		return nil, fmt.Errorf("network %q: the last layer must be without relu: its values are the logits", d.Name)
+	}
+	if in.Height != 1 || in.Width != 1 {
+		return nil, fmt.Errorf("network %q: the last layer makes %v: must be a single pixel, its channels are the classes", d.Name, in)
+	}
+	if in.Channels < 2 {
+		return nil, fmt.Errorf("network %q: %d classes: must be at least 2", d.Name, in.Channels)
 	}
 	return shapes, nil
 }
 
-// Classes is the number of outputs of the last layer.
+// Inputs are the layers whose outputs a layer takes, -1 for the network's
+// input.
+func (d *Description) Inputs(layer int) []int {
+	if from := d.Layers[layer].From; len(from) > 0 {
+		return from
+	}
+	return []int{layer - 1}
+}
+
+// Classes is the number of outputs of the last layer, 0 where the description
+// is not valid.
 func (d *Description) Classes() int {
 	if n := len(d.Layers); n > 0 && d.Layers[n-1].Dense != nil {
 		return d.Layers[n-1].Dense.Units
 	}
-	return 0
+	shapes, err := d.Shapes()
+	if err != nil {
+		return 0
+	}
+	return shapes[len(shapes)-1].Channels
 }
 
-// Kind names the layer's operation.
-func (l Layer) Kind() string {
-	switch {
-	case l.Conv != nil:
-		return "conv"
-	case l.MaxPool != nil:
-		return "maxpool"
-	case l.Dense != nil:
-		return "dense"
+// Normalised puts a normalisation of the input before the first layer, which
+// must not have one. mean and std have one number for all channels or one for
+// each, in pixels of [0,1].
+func (d Description) Normalised(mean, std []float32) (Description, error) {
+	for i, l := range d.Layers {
+		if l.Normalise != nil && d.Inputs(i)[0] == -1 {
+			return d, fmt.Errorf("network %q normalises its input already: mean %v, std %v", d.Name, l.Normalise.Mean, l.Normalise.Std)
+		}
 	}
-	return "empty"
+	layers := []Layer{{Normalise: &Normalise{Mean: mean, Std: std}}}
+	for _, l := range d.Layers {
+		from := slices.Clone(l.From)
+		for k := range from {
+			from[k]++
+		}
+		l.From = from
+		layers = append(layers, l)
+	}
+	d.Layers = layers
+	_, err := d.Shapes()
+	return d, err
 }
 
-func (l Layer) output(in Shape) (Shape, error) {
-	set := 0
-	for _, on := range []bool{l.Conv != nil, l.MaxPool != nil, l.Dense != nil} {
-		if on {
-			set++
-		}
+func product(shape []int) int {
+	size := 1
+	for _, s := range shape {
+		size *= s
 	}
-	if set != 1 {
-		return Shape{}, errors.New("a layer is exactly one of conv, maxpool, dense")
-	}
-	switch {
-	case l.Conv != nil:
-		c := l.Conv
-		s := c.Step()
-		if c.Filters < 1 || c.Filters > MaxChannels || c.Kernel < 1 || c.Kernel > MaxSide || s < 1 || s > c.Kernel || c.Padding < 0 || c.Padding >= c.Kernel {
-			return Shape{}, fmt.Errorf("filters %d, kernel %d, stride %d, padding %d: filters must be 1 to %d, kernel 1 to %d, stride 1 to the kernel, padding below the kernel", c.Filters, c.Kernel, s, c.Padding, MaxChannels, MaxSide)
-		}
-		h, w := in.Height+2*c.Padding-c.Kernel, in.Width+2*c.Padding-c.Kernel
-		if h < 0 || w < 0 {
-			return Shape{}, fmt.Errorf("kernel %dx%d does not fit", c.Kernel, c.Kernel)
-		}
-		return Shape{h/s + 1, w/s + 1, c.Filters}, nil
-	case l.MaxPool != nil:
-		n := l.MaxPool.Size
-		if n < 1 || n > kernel.MaxWindow || n > in.Height || n > in.Width {
-			return Shape{}, fmt.Errorf("window %dx%d: must fit and be at most %dx%d", n, n, kernel.MaxWindow, kernel.MaxWindow)
-		}
-		return Shape{in.Height / n, in.Width / n, in.Channels}, nil
-	default:
-		u := l.Dense.Units
-		if u < 1 || u > MaxParameters {
-			return Shape{}, fmt.Errorf("%d units: must be 1 to %d", u, MaxParameters)
-		}
-		return Shape{1, 1, u}, nil
-	}
+	return size
 }
 
-// Step is the convolution's stride, at least 1.
-func (c *Conv) Step() int {
-	if c.Stride == 0 {
-		return 1
-	}
-	return c.Stride
-}
-
-func (l Layer) parameterSizes(in Shape) (weights, biases int) {
-	switch {
-	case l.Conv != nil:
-		return l.Conv.Kernel * l.Conv.Kernel * in.Channels * l.Conv.Filters, l.Conv.Filters
-	case l.Dense != nil:
-		return in.Size() * l.Dense.Units, l.Dense.Units
-	}
-	return 0, 0
+func biasSize(w weighted, in Shape) int {
+	shape := w.weightShape(in)
+	return shape[len(shape)-1]
 }
 
 // Parameter is one weight or bias tensor; Data is a window into the network's
@@ -204,7 +197,7 @@ func (l Layer) parameterSizes(in Shape) (weights, biases int) {
 type Parameter struct {
 	Name  string // "LAYER.weight" or "LAYER.bias"
 	Layer int
-	Shape []int // conv weight [kernel, kernel, in, out], dense weight [in, out], bias [out]
+	Shape []int // conv weight [kernel, kernel, in / groups, out], dense weight [in, out], affine weight and any bias [out]
 	Data  []float32
 }
 
@@ -224,34 +217,38 @@ func Zero(d Description) (*Network, error) {
 	}
 	n := &Network{Description: d, shapes: shapes}
 	total := 0
-	for i, l := range d.Layers {
-		w, b := l.parameterSizes(shapes[i])
-		total += w + b
+	for i := range d.Layers {
+		if w, in := n.weighted(i); w != nil {
+			total += product(w.weightShape(in)) + biasSize(w, in)
+		}
 	}
 	n.flat = make([]float32, total)
 	at := 0
 	add := func(layer int, kind string, shape ...int) {
-		size := 1
-		for _, s := range shape {
-			size *= s
-		}
+		size := product(shape)
 		n.Parameters = append(n.Parameters, Parameter{
 			Name: fmt.Sprintf("%d.%s", layer, kind), Layer: layer, Shape: shape,
 			Data: n.flat[at : at+size : at+size],
 		})
 		at += size
 	}
-	for i, l := range d.Layers {
-		switch {
-		case l.Conv != nil:
-			add(i, "weight", l.Conv.Kernel, l.Conv.Kernel, shapes[i].Channels, l.Conv.Filters)
-			add(i, "bias", l.Conv.Filters)
-		case l.Dense != nil:
-			add(i, "weight", shapes[i].Size(), l.Dense.Units)
-			add(i, "bias", l.Dense.Units)
+	for i := range d.Layers {
+		if w, in := n.weighted(i); w != nil {
+			add(i, "weight", w.weightShape(in)...)
+			add(i, "bias", biasSize(w, in))
 		}
 	}
 	return n, nil
+}
+
+// weighted is layer i, with its input's shape, where it has parameters.
+func (n *Network) weighted(i int) (weighted, Shape) {
+	op, err := n.Layers[i].operation()
+	if err != nil {
+		panic("nn: " + err.Error()) // Shapes refuses such a layer
+	}
+	w, _ := op.(weighted)
+	return w, n.shapes[n.Inputs(i)[0]+1]
 }
 
 // New makes a network with random weights: U(-1/sqrt(fan in), 1/sqrt(fan in))
@@ -265,6 +262,14 @@ func New(d Description, seed uint64) (*Network, error) {
 	rng := rand.New(rand.NewPCG(seed, 0x6e6e)) // a stream of its own beside those of training
 	bound := 0.0
 	for _, p := range n.Parameters {
+		if n.Layers[p.Layer].Affine != nil { // starts as the identity
+			if strings.HasSuffix(p.Name, ".weight") {
+				for i := range p.Data {
+					p.Data[i] = 1
+				}
+			}
+			continue
+		}
 		if len(p.Shape) > 1 {
 			fanIn := len(p.Data) / p.Shape[len(p.Shape)-1]
 			bound = 1 / math.Sqrt(float64(fanIn))
@@ -282,6 +287,29 @@ func (n *Network) Flat() []float32 { return n.flat }
 
 // LayerShapes returns the input shape followed by each layer's output shape.
 func (n *Network) LayerShapes() []Shape { return n.shapes }
+
+// InputShapes returns the shapes that a layer takes.
+func (n *Network) InputShapes(layer int) []Shape {
+	var in []Shape
+	for _, from := range n.Inputs(layer) {
+		in = append(in, n.shapes[from+1])
+	}
+	return in
+}
+
+// Classes is the number of outputs.
+func (n *Network) Classes() int { return n.shapes[len(n.shapes)-1].Channels }
+
+// Arithmetic computes a layer: one of the two is nil, the first for a layer
+// without parameters, the second for one with. Each call makes one anew, with
+// scratch memory of its own.
+func (n *Network) Arithmetic(layer int) (kernel.Weighted, kernel.Function) {
+	op, err := n.Layers[layer].operation()
+	if err != nil {
+		panic("nn: " + err.Error()) // Shapes refuses such a layer
+	}
+	return op.arithmetic(n.InputShapes(layer), n.shapes[layer+1])
+}
 
 // Weights returns a layer's weight and bias, nil for a layer without.
 func (n *Network) Weights(layer int) (weight, bias []float32) {

@@ -20,6 +20,9 @@ func TestShapes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if d.Classes() != 4 {
+		t.Errorf("%d classes", d.Classes())
+	}
 	want := []Shape{{8, 8, 1}, {8, 8, 3}, {4, 4, 3}, {1, 1, 4}}
 	for i, s := range shapes {
 		if s != want[i] {
@@ -41,7 +44,36 @@ func TestImpossibleDescriptionsAreRefused(t *testing.T) {
 		{"empty layer", func(d *Description) { d.Layers[0] = Layer{} }, "layer 0 (empty)"},
 		{"two in one", func(d *Description) { d.Layers[0].Dense = &Dense{Units: 1} }, "exactly one of"},
 		{"large kernel", func(d *Description) { d.Layers[0].Conv.Kernel = 12; d.Layers[0].Conv.Padding = 0 }, "layer 0 (conv) on input 8x8x1: kernel 12x12 does not fit"},
-		{"stride beyond kernel", func(d *Description) { d.Layers[0].Conv.Stride = 4 }, "stride 4"},
+		{"negative stride", func(d *Description) { d.Layers[0].Conv.Stride = -1 }, "stride -1"},
+		{"groups", func(d *Description) { d.Layers[0].Conv.Groups = 2 }, "groups 2: must divide the 1 channels and the 3 filters"},
+		{"dilation", func(d *Description) { d.Layers[0].Conv.Dilation = 9 }, "kernel 19x19 does not fit"},
+		{"a later layer", func(d *Description) { d.Layers[1].From = []int{1} }, "layer 1 (maxpool) on input 8x8x3: from names layer 1"},
+		{"before the input", func(d *Description) { d.Layers[1].From = []int{-2} }, "from names layer -2"},
+		{"two inputs", func(d *Description) { d.Layers[1].From = []int{-1, 0} }, "2 inputs: exactly one"},
+		{"many inputs", func(d *Description) { d.Layers[1] = Layer{From: make([]int, 65), Concat: &Concat{}} }, "at most 64"},
+		{"dead layer", func(d *Description) { d.Layers[1].From = []int{-1} }, "layer 0 (conv) is taken by no other"},
+		{"no from", func(d *Description) { d.Layers[1] = Layer{Combine: &Combine{Operator: "add"}} }, "1 inputs: exactly two"},
+		{"operator", func(d *Description) {
+			d.Layers[1] = Layer{From: []int{0, 0}, Combine: &Combine{Operator: "pow"}}
+		}, `operator "pow"`},
+		{"shapes", func(d *Description) {
+			d.Layers[1] = Layer{From: []int{0, -1}, Combine: &Combine{Operator: "add"}}
+		}, "inputs 8x8x3 and 8x8x1"},
+		{"function", func(d *Description) { d.Layers[1] = Layer{Activation: &Activation{Function: "gelu"}} }, `function "gelu": must be one of [relu`},
+		{"clip", func(d *Description) { d.Layers[1] = Layer{Activation: &Activation{Function: "clip", Min: 1}} }, "min 1, max 0"},
+		{"mean", func(d *Description) {
+			d.Layers[1] = Layer{Normalise: &Normalise{Mean: []float32{0, 0}, Std: []float32{1}}}
+		}, "2 numbers as mean"},
+		{"std", func(d *Description) {
+			d.Layers[1] = Layer{Normalise: &Normalise{Mean: []float32{0}, Std: []float32{0}}}
+		}, "std 0"},
+		{"permute", func(d *Description) {
+			d.Layers[1] = Layer{Permute: &Permute{Sizes: []int{64, 3}, Strides: []int{3, 3}, Shape: Shape{8, 8, 3}}}
+		}, "must visit each of 192 values once"},
+		{"permute's shape", func(d *Description) {
+			d.Layers[1] = Layer{Permute: &Permute{Sizes: []int{192}, Strides: []int{1}, Shape: Shape{8, 8, 4}}}
+		}, "shape 8x8x4"},
+		{"several pixels", func(d *Description) { d.Layers = d.Layers[:2] }, "the last layer makes 4x4x3: must be a single pixel"},
 		{"negative padding", func(d *Description) { d.Layers[0].Conv.Padding = -1 }, "padding -1"},
 		{"window", func(d *Description) { d.Layers[1].MaxPool.Size = 9 }, "layer 1 (maxpool) on input 8x8x3: window 9x9"},
 		{"relu at the end", func(d *Description) { d.Layers[2].Dense.ReLU = true }, "last layer"},

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -140,20 +141,18 @@ func newEngine(net *nn.Network, batch int, training bool) (*engine, error) {
 		e.dx = make([]float32, batch*e.size)
 	}
 	e.turned = make([][]float32, len(net.Layers))
-	for i, l := range net.Layers {
-		w, _ := net.Weights(i)
-		if w == nil || i == 0 && training { // training never needs the gradient of its input
+	for i := range net.Layers {
+		weighted, _ := net.Arithmetic(i)
+		if weighted == nil || training && net.Inputs(i)[0] == -1 { // training never needs the gradient of its input
 			continue
 		}
+		w, _ := net.Weights(i)
 		turned := make([]float32, len(w))
 		e.turned[i] = turned
-		if l.Conv != nil {
-			conv := l.Conv.Kernels(net.LayerShapes()[i], net.LayerShapes()[i+1])
-			e.turn = append(e.turn, func() { conv.Turn(turned, w) })
-		} else {
-			dense := l.Dense.Kernels(net.LayerShapes()[i])
-			e.turn = append(e.turn, func() { dense.Turn(turned, w) })
-		}
+		e.turn = append(e.turn, func() { weighted.Turn(turned, w) })
+	}
+	if training && len(e.gradient) == 0 {
+		return nil, fmt.Errorf("network %q has no parameters to train", net.Name)
 	}
 	for range min(pieces, runtime.GOMAXPROCS(0)) {
 		m, err := e.compile()
@@ -262,7 +261,9 @@ type machine struct {
 
 	graph     *gorgonia.ExprGraph
 	gradients gorgonia.Nodes
-	operators uint32 // so far
+	operators uint32                           // so far
+	sums      map[*gorgonia.Node]*tensor.Dense // results of Gorgonia's additions
+	direct    bool                             // the gradient of the only layer that takes the input goes straight to dx
 }
 
 func (m *machine) run(x []float32, piece, lo, hi int, loss nn.Loss) {
@@ -293,46 +294,104 @@ func (m *machine) applyTo(name string, out func() *tensor.Dense, do func(in [][]
 	op := &operator{name: name, id: m.operators, out: out, do: do, diff: diff}
 	for _, in := range inputs {
 		op.inputs = append(op.inputs, in.Dims())
-		from := in.Value
-		if before, ok := in.Op().(*operator); ok {
-			from = func() gorgonia.Value { return before.out() }
-		}
-		op.arguments = append(op.arguments, from().(*tensor.Dense).Float32s())
+		op.arguments = append(op.arguments, m.memory(in))
 	}
 	return gorgonia.ApplyOp(op, inputs...)
+}
+
+// memory is where a node's value is. Where several layers take one value,
+// Gorgonia adds their gradients by an operator of its own, which allocates its
+// result on every run: list puts one of ours in its place.
+func (m *machine) memory(n *gorgonia.Node) []float32 {
+	switch op := n.Op().(type) {
+	case nil:
+		return n.Value().(*tensor.Dense).Float32s()
+	case *operator:
+		return op.out().Float32s()
+	}
+	if m.sums[n] == nil {
+		m.sums[n] = matrix(m.engine.piece, n.Shape()[1])
+	}
+	return m.sums[n].Float32s()
+}
+
+// list appends to the program what computes a node.
+func (m *machine) list(n *gorgonia.Node) error {
+	switch op := n.Op().(type) {
+	case nil:
+		return nil
+	case *operator:
+		m.program = append(m.program, op)
+		return nil
+	}
+	var terms [][]float32
+	for parts := m.graph.From(n.ID()); parts.Next(); {
+		terms = append(terms, m.memory(parts.Node().(*gorgonia.Node)))
+	}
+	if !strings.HasPrefix(n.Op().String(), "+") || len(terms) != 2 {
+		return fmt.Errorf("operator %v of %d values in the gradient is not ours", n.Op(), len(terms))
+	}
+	columns := n.Shape()[1]
+	out := m.memory(n)
+	m.program = append(m.program, &operator{name: "sum", arguments: terms, do: func(in [][]float32) {
+		size := m.rows * columns
+		copy(out[:size], in[0])
+		kernel.Add(out[:size], in[1][:size])
+	}})
+	return nil
 }
 
 // compile builds the forward graph, lets Gorgonia derive the gradients, and
 // lists the operators that the wanted ones need.
 func (e *engine) compile() (*machine, error) {
-	m := &machine{engine: e}
+	m := &machine{engine: e, sums: map[*gorgonia.Node]*tensor.Dense{}}
 	g := gorgonia.NewGraph()
 	values := matrix(e.piece, e.size)
 	m.input = values.Float32s()
 	x := gorgonia.NewMatrix(g, tensor.Float32, gorgonia.WithShape(e.piece, e.size), gorgonia.WithName("x"), gorgonia.WithValue(values))
 
-	weights := gorgonia.Nodes{}
-	layer, at := x, 0
+	uses := 0
 	for i, l := range e.net.Layers {
+		for _, from := range e.net.Inputs(i) {
+			if from == -1 {
+				uses++
+				m.direct = uses == 1 && l.Combine == nil
+			}
+		}
+	}
+	weights := gorgonia.Nodes{}
+	layers, at := gorgonia.Nodes{}, 0
+	for i, l := range e.net.Layers {
+		var inputs gorgonia.Nodes
+		for _, from := range e.net.Inputs(i) {
+			if from == -1 {
+				inputs = append(inputs, x)
+			} else {
+				inputs = append(inputs, layers[from])
+			}
+		}
+		var layer *gorgonia.Node
 		var err error
 		if n := layerParameters(e.net, i); n > 0 {
 			w := gorgonia.NewVector(g, tensor.Float32, gorgonia.WithShape(n), gorgonia.WithName(fmt.Sprintf("%d.parameters", i)), gorgonia.WithValue(vector(e.net.Flat()[at:at+n])))
 			at += n
 			weights = append(weights, w)
-			layer, err = m.weighted(i, l, layer, w)
+			layer, err = m.weighted(i, l, inputs[0], w)
 		} else {
-			layer, err = m.pool(i, l, layer)
+			layer, err = m.function(i, l, inputs)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("layer %d (%s): %w", i, l.Kind(), err)
 		}
+		layers = append(layers, layer)
 	}
 
+	last := layers[len(layers)-1]
 	seed, err := m.apply("loss", e.classes, func(out []float32, in [][]float32) {
 		logits := in[0][:m.rows*e.classes]
 		copy(e.logits[m.lo*e.classes:], logits)
 		m.loss(logits, out[:len(logits)], m.lo, m.lo+m.rows)
-	}, nil, layer)
+	}, nil, last)
 	if err != nil {
 		return nil, err
 	}
@@ -340,7 +399,7 @@ func (e *engine) compile() (*machine, error) {
 	if e.training {
 		wanted = weights
 	}
-	gradients, err := gorgonia.Backpropagate(gorgonia.Nodes{layer}, gorgonia.Nodes{seed}, wanted)
+	gradients, err := gorgonia.Backpropagate(gorgonia.Nodes{last}, gorgonia.Nodes{seed}, wanted)
 	if err != nil {
 		return nil, err
 	}
@@ -350,50 +409,53 @@ func (e *engine) compile() (*machine, error) {
 		return nil, err
 	}
 	for _, n := range slices.Backward(nodes) {
-		if op, ok := n.Op().(*operator); ok {
-			m.program = append(m.program, op)
+		if err := m.list(n); err != nil {
+			return nil, err
 		}
+	}
+	if !e.training && !m.direct {
+		m.program = append(m.program, &operator{name: "input.gradient", arguments: [][]float32{m.memory(gradients[0])}, do: func(in [][]float32) {
+			copy(m.dx[m.lo*m.size:][:m.rows*m.size], in[0])
+		}})
 	}
 	return m, nil
 }
 
-// arithmetic is what convolutions and dense layers have in common.
-type arithmetic interface {
-	Forward(y, x, w, bias []float32, rows int, relu bool)
-	BackwardInput(dx, dy, turned []float32, rows int)
-	BackwardWeight(dw, dbias, x, dy []float32, rows int)
+// toInput tells whether the gradient of a layer's input is the result of the
+// whole program, to be written to its place at once.
+func (m *machine) toInput(layer, input int) bool {
+	return m.direct && !m.training && m.net.Inputs(layer)[input] == -1
 }
 
-// weighted adds a convolution or a dense layer.
-func (m *machine) weighted(i int, l nn.Layer, x, w *gorgonia.Node) (*gorgonia.Node, error) {
-	in, out := m.net.LayerShapes()[i], m.net.LayerShapes()[i+1]
-	weight, _ := m.net.Weights(i)
-	split := len(weight)
-	var (
-		arith arithmetic
-		relu  bool
-	)
-	if l.Conv != nil {
-		arith, relu = l.Conv.Kernels(in, out), l.Conv.ReLU
-	} else {
-		arith, relu = l.Dense.Kernels(in), l.Dense.ReLU
+// unclamp is the gradient before the ReLU that a layer ends in, if it does.
+func (m *machine) unclamp(i int, l nn.Layer, output, grad *gorgonia.Node) (*gorgonia.Node, error) {
+	if !l.ReLU() {
+		return grad, nil
 	}
+	size := m.net.LayerShapes()[i+1].Size()
+	return m.apply(fmt.Sprintf("%d.relu.gradient", i), size, func(dz []float32, in [][]float32) {
+		n := m.rows * size
+		kernel.MaskPositive(dz[:n], in[0][:n], in[1][:n])
+	}, nil, grad, output)
+}
+
+// weighted adds a layer with parameters.
+func (m *machine) weighted(i int, l nn.Layer, x, w *gorgonia.Node) (*gorgonia.Node, error) {
+	in, out := m.net.InputShapes(i)[0], m.net.LayerShapes()[i+1]
+	weight, bias := m.net.Weights(i)
+	split := len(weight)
+	arith, _ := m.net.Arithmetic(i)
+	relu := l.ReLU()
 	name := fmt.Sprintf("%d.%s", i, l.Kind())
 	diff := func(inputs gorgonia.Nodes, output, grad *gorgonia.Node) (gorgonia.Nodes, error) {
-		if relu {
-			var err error
-			grad, err = m.apply(name+".relu.gradient", out.Size(), func(dz []float32, in [][]float32) {
-				n := m.rows * out.Size()
-				kernel.MaskPositive(dz[:n], in[0][:n], in[1][:n])
-			}, nil, grad, output)
-			if err != nil {
-				return nil, err
-			}
+		grad, err := m.unclamp(i, l, output, grad)
+		if err != nil {
+			return nil, err
 		}
-		last := i == 0 && !m.training
+		direct := m.toInput(i, 0)
 		dx, err := m.apply(name+".input.gradient", in.Size(), func(dx []float32, in [][]float32) {
-			if last {
-				dx = m.dx[m.lo*m.size:] // the result of the whole program
+			if direct {
+				dx = m.dx[m.lo*m.size:]
 			}
 			arith.BackwardInput(dx, in[0], m.turned[i], m.rows)
 		}, nil, grad, inputs[1])
@@ -402,7 +464,7 @@ func (m *machine) weighted(i int, l nn.Layer, x, w *gorgonia.Node) (*gorgonia.No
 		}
 		dw, err := m.applyTo(name+".weight.gradient", func() *tensor.Dense {
 			if !m.training {
-				return vector(make([]float32, split+out.Channels)) // never run: an attack leaves it out
+				return vector(make([]float32, split+len(bias))) // never run: an attack leaves it out
 			}
 			return m.partialTensors[m.piece][i]
 		}, func(args [][]float32) {
@@ -416,22 +478,34 @@ func (m *machine) weighted(i int, l nn.Layer, x, w *gorgonia.Node) (*gorgonia.No
 	}, diff, x, w)
 }
 
-// pool adds a max-pooling layer.
-func (m *machine) pool(i int, l nn.Layer, x *gorgonia.Node) (*gorgonia.Node, error) {
-	in, out := m.net.LayerShapes()[i], m.net.LayerShapes()[i+1]
-	arith := l.MaxPool.Kernels(in)
-	which := make([]int32, m.engine.piece*out.Size())
-	name := fmt.Sprintf("%d.maxpool", i)
-	diff := func(_ gorgonia.Nodes, _, grad *gorgonia.Node) (gorgonia.Nodes, error) {
-		dx, err := m.apply(name+".gradient", in.Size(), func(dx []float32, in [][]float32) {
-			if i == 0 && !m.training {
-				dx = m.dx[m.lo*m.size:] // the result of the whole program
+// function adds a layer without parameters.
+func (m *machine) function(i int, l nn.Layer, x gorgonia.Nodes) (*gorgonia.Node, error) {
+	shapes, out := m.net.InputShapes(i), m.net.LayerShapes()[i+1]
+	_, arith := m.net.Arithmetic(i)
+	name := fmt.Sprintf("%d.%s", i, l.Kind())
+	diff := func(inputs gorgonia.Nodes, output, grad *gorgonia.Node) (gorgonia.Nodes, error) {
+		grad, err := m.unclamp(i, l, output, grad)
+		if err != nil {
+			return nil, err
+		}
+		if c := l.Combine; c != nil && c.Operator == "add" && shapes[0] == shapes[1] && inputs[0] != inputs[1] {
+			return gorgonia.Nodes{grad, grad}, nil // a sum's gradient is that of each term
+		}
+		var gradients gorgonia.Nodes
+		for k := range inputs {
+			direct := m.toInput(i, k)
+			dx, err := m.apply(fmt.Sprintf("%s.gradient.%d", name, k), shapes[k].Size(), func(dx []float32, args [][]float32) {
+				if direct {
+					dx = m.dx[m.lo*m.size:]
+				}
+				arith.Backward(dx, k, args[0], args[1], args[2:], m.rows)
+			}, nil, append(gorgonia.Nodes{grad, output}, inputs...)...)
+			if err != nil {
+				return nil, err
 			}
-			arith.Backward(dx, in[0], which, m.rows)
-		}, nil, grad)
-		return gorgonia.Nodes{dx}, err
+			gradients = append(gradients, dx)
+		}
+		return gradients, nil
 	}
-	return m.apply(name, out.Size(), func(y []float32, in [][]float32) {
-		arith.Forward(y, which, in[0], m.rows)
-	}, diff, x)
+	return m.apply(name, out.Size(), func(y []float32, in [][]float32) { arith.Forward(y, in, m.rows) }, diff, x...)
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/attack"
+	"github.com/temper-ml/temper/runners/step/check"
+	"github.com/temper-ml/temper/runners/step/choose"
 	"github.com/temper-ml/temper/runners/step/demo"
 	"github.com/temper-ml/temper/runners/step/evaluate"
 	"github.com/temper-ml/temper/runners/step/keygen"
@@ -44,7 +46,7 @@ Each command reads artifacts from an OCI registry or an OCI layout folder
 	}
 	root.AddCommand(
 		demo.Command(),
-		train.Command(), attack.Command(), evaluate.Command(), retrain.Command(),
+		check.Command(), train.Command(), attack.Command(), evaluate.Command(), retrain.Command(), choose.Command(),
 		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(),
 		serve.Command(), sentinel.Command(), registry.Command(),
 	)

@@ -1,5 +1,6 @@
 // Package dataset reads labelled images: the embedded MNIST, folders of IDX
-// files, and folders behind a URL with a pinned digest. Digests are of the
+// files, of PNG or JPEG images by class or of CIFAR-10's files, and IDX files
+// behind a URL with a pinned digest. Digests are of the
 // content (pixels, labels, shape, classes), not of the files that carry it.
 package dataset
 

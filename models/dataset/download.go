@@ -97,7 +97,7 @@ func download(ctx context.Context, ref string, o options) (*Splits, error) {
 	}
 	entry := filepath.Join(cache, strings.TrimPrefix(o.digest, "sha256:"))
 	if o.digest != "" {
-		if splits, err := readFolder(name, os.DirFS(entry), o); err == nil && splits.Digest() == o.digest {
+		if splits, err := readFolder(ctx, name, os.DirFS(entry), o); err == nil && splits.Digest() == o.digest {
 			return splits, nil
 		}
 	}
@@ -112,7 +112,7 @@ func download(ctx context.Context, ref string, o options) (*Splits, error) {
 	if err := fetchFolder(ctx, base, dir, o); err != nil {
 		return nil, err
 	}
-	splits, err := readFolder(name, os.DirFS(dir), o)
+	splits, err := readFolder(ctx, name, os.DirFS(dir), o)
 	if err != nil {
 		return nil, err
 	}

@@ -36,32 +36,34 @@ const (
 	maxDeflate = 1032
 )
 
-// ParseIDX reads an IDX file, plain or gzip, and refuses it, before memory for
-// its elements is allocated, where its dimensions do not fit the file's size.
-// Byte elements of a plain file alias data.
-func ParseIDX(data []byte) (*IDX, error) {
-	if len(data) > MaxFile {
-		return nil, fmt.Errorf("idx: %d bytes: at most %d", len(data), MaxFile)
+// ParseIDX reads an IDX file from memory; see ReadIDX.
+func ParseIDX(data []byte) (*IDX, error) { return ReadIDX(bytes.NewReader(data), int64(len(data))) }
+
+// ReadIDX reads an IDX file of size bytes, plain or gzip, and refuses it, before
+// memory for its elements is allocated, where its dimensions do not fit the
+// file's size. Large arrays take no heap: see pixels.
+func ReadIDX(f io.ReaderAt, size int64) (*IDX, error) {
+	if size > MaxFile {
+		return nil, fmt.Errorf("idx: %d bytes: at most %d", size, MaxFile)
 	}
-	if len(data) >= 2 && data[0] == 0x1f && data[1] == 0x8b {
-		return parseGzip(data)
+	in := bufio.NewReader(io.NewSectionReader(f, 0, size))
+	if start, _ := in.Peek(2); len(start) == 2 && start[0] == 0x1f && start[1] == 0x8b {
+		return readGzip(in, f, size)
 	}
-	kind, dims, header, err := parseHeader(bytes.NewReader(data))
+	kind, dims, header, err := parseHeader(in)
 	if err != nil {
 		return nil, err
 	}
-	body := data[header:]
-	if err := checkSize(kind, dims, len(body)); err != nil {
+	if err := checkSize(kind, dims, int(size)-header); err != nil {
 		return nil, err
 	}
-	return elements(kind, dims, body), nil
+	return elements(kind, dims, in, int(size)-header)
 }
 
-// parseGzip trusts neither the size in gzip's footer nor the dimensions in the
+// readGzip trusts neither the size in gzip's footer nor the dimensions in the
 // IDX header, but they must agree, and be within reach of the compressed size,
 // before memory is allocated for them.
-func parseGzip(data []byte) (*IDX, error) {
-	in := bytes.NewReader(data)
+func readGzip(in *bufio.Reader, f io.ReaderAt, packed int64) (*IDX, error) {
 	z, err := gzip.NewReader(in)
 	if err != nil {
 		return nil, fmt.Errorf("idx: %w", err)
@@ -71,26 +73,30 @@ func parseGzip(data []byte) (*IDX, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := int(binary.LittleEndian.Uint32(data[len(data)-4:])) - header // parseHeader passed, so data is longer than that
+	var footer [4]byte
+	if _, err := f.ReadAt(footer[:], packed-4); err != nil && err != io.EOF { // parseHeader passed, so the file is longer than that
+		return nil, fmt.Errorf("idx: %w", err)
+	}
+	size := int(binary.LittleEndian.Uint32(footer[:])) - header
 	if err := checkSize(kind, dims, size); err != nil {
 		return nil, err
 	}
-	if size/maxDeflate > len(data) {
-		return nil, fmt.Errorf("idx: dimensions %v need %d bytes: %d compressed bytes cannot hold them", dims, size, len(data))
+	if int64(size/maxDeflate) > packed {
+		return nil, fmt.Errorf("idx: dimensions %v need %d bytes: %d compressed bytes cannot hold them", dims, size, packed)
 	}
-	body := make([]byte, size)
-	if _, err := io.ReadFull(z, body); err != nil {
-		return nil, fmt.Errorf("idx: truncated: dimensions %v need %d bytes: %w", dims, size, err)
+	a, err := elements(kind, dims, z, size)
+	if err != nil {
+		return nil, err
 	}
 	if n, err := z.Read(make([]byte, 1)); n != 0 {
 		return nil, fmt.Errorf("idx: bytes after the %d of dimensions %v", size, dims)
 	} else if err != io.EOF { // EOF comes after gzip's checksum is verified
 		return nil, fmt.Errorf("idx: %w", err)
 	}
-	if in.Len() > 0 {
-		return nil, fmt.Errorf("idx: %d bytes after the end of the gzip stream", in.Len())
+	if n, err := io.Copy(io.Discard, in); n > 0 || err != nil {
+		return nil, fmt.Errorf("idx: %d bytes after the end of the gzip stream (%v)", n, err)
 	}
-	return elements(kind, dims, body), nil
+	return a, nil
 }
 
 func parseHeader(r io.Reader) (kind byte, dims []int, size int, err error) {
@@ -143,15 +149,37 @@ func checkSize(kind byte, dims []int, have int) error {
 	return nil
 }
 
-func elements(kind byte, dims []int, body []byte) *IDX {
-	if kind == idxUbyte {
-		return &IDX{Dims: dims, Bytes: body}
+// elements reads size bytes of r.
+func elements(kind byte, dims []int, r io.Reader, size int) (*IDX, error) {
+	p, err := newPixels(size)
+	if err != nil {
+		return nil, fmt.Errorf("idx: %w", err)
 	}
-	values := make([]float32, len(body)/4)
-	for i := range values {
-		values[i] = math.Float32frombits(binary.BigEndian.Uint32(body[4*i:]))
+	defer p.close()
+	buf := make([]byte, min(size, 32<<10))
+	for rest := size; rest > 0; {
+		part := buf[:min(rest, len(buf))]
+		if _, err := io.ReadFull(r, part); err != nil {
+			return nil, fmt.Errorf("idx: truncated: dimensions %v need %d bytes: %w", dims, size, err)
+		}
+		if kind == idxFloat {
+			for i := 0; i < len(part); i += 4 {
+				binary.NativeEndian.PutUint32(part[i:], binary.BigEndian.Uint32(part[i:]))
+			}
+		}
+		if _, err := p.Write(part); err != nil {
+			return nil, fmt.Errorf("idx: %w", err)
+		}
+		rest -= len(part)
 	}
-	return &IDX{Dims: dims, Floats: values}
+	all, err := p.bytes()
+	if err != nil {
+		return nil, fmt.Errorf("idx: %w", err)
+	}
+	if kind == idxFloat {
+		return &IDX{Dims: dims, Floats: asFloats(all)}, nil
+	}
+	return &IDX{Dims: dims, Bytes: all}, nil
 }
 
 // WriteIDX writes an array, uncompressed: the same array gives the same bytes.

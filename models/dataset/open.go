@@ -5,10 +5,13 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
+	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,11 +59,18 @@ func MNIST() (*Splits, error) { return Open(context.Background(), "mnist") }
 // Open reads a data set, by what ref is:
 //
 //   - "mnist": the embedded one;
-//   - a folder of IDX files, plain or gzip, named as those of MNIST
-//     (PART-images*, PART-labels* of the parts train, validation, and test or
-//     t10k; only the test part is required), and classes.txt where it has one;
-//   - an http or https URL of such a folder, with the digest of its content
-//     pinned: "https://example.org/digits#sha256:...". Downloads are cached.
+//   - a folder of IDX files, plain or gzip, named as those of MNIST and
+//     Fashion-MNIST (PART-images*, PART-labels* of the parts train, validation,
+//     and test or t10k; only the test part is required);
+//   - a folder of PNG or JPEG images by class: PART/CLASS/*.png, or CLASS/*.png,
+//     of which a sixth becomes the test part;
+//   - a folder of CIFAR-10's binary files: data_batch_*.bin, test_batch.bin;
+//   - an http or https URL of a folder of IDX files, with the digest of its
+//     content pinned: "https://example.org/digits#sha256:...". Downloads are
+//     cached.
+//
+// classes.txt in a folder names its classes, one a line. Data sets larger than
+// 64 MB lie in a temporary file (in TMPDIR), not on the heap.
 //
 // "#sha256:..." may follow a folder or "mnist" too. An unknown name is an
 // *unknown.Error; a server that cannot be reached is an *Unavailable.
@@ -82,7 +92,7 @@ func Open(ctx context.Context, ref string, opts ...Option) (*Splits, error) {
 	if isURL(name) {
 		return download(ctx, name, o)
 	}
-	splits, err := openLocal(name, o)
+	splits, err := openLocal(ctx, name, o)
 	if err != nil {
 		return nil, err
 	}
@@ -99,22 +109,22 @@ var digestPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 // names are the data sets that need no path.
 var names = []string{"mnist"}
 
-func openLocal(name string, o options) (*Splits, error) {
+func openLocal(ctx context.Context, name string, o options) (*Splits, error) {
 	if name == "mnist" {
 		dir, err := fs.Sub(embedded, "mnist")
 		if err != nil {
 			return nil, err
 		}
-		return readFolder(name, dir, o)
+		return readFolder(ctx, name, dir, o)
 	}
 	info, err := os.Stat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !strings.ContainsAny(name, `/\.`):
-		return nil, fmt.Errorf("%w; or give a folder of IDX files or an http(s) URL", unknown.Name("dataset", name, names))
+		return nil, fmt.Errorf("%w; or give a folder of IDX files or images, or an http(s) URL", unknown.Name("dataset", name, names))
 	case err != nil:
 		return nil, fmt.Errorf("dataset: %w", err)
 	case !info.IsDir():
-		return nil, fmt.Errorf("dataset %s: not a folder: give the folder that holds the IDX files", name)
+		return nil, fmt.Errorf("dataset %s: not a folder: give the folder that holds the data set, unpacked", name)
 	}
 	// os.Root keeps symbolic links in a folder from leading out of it.
 	root, err := os.OpenRoot(name)
@@ -122,50 +132,39 @@ func openLocal(name string, o options) (*Splits, error) {
 		return nil, fmt.Errorf("dataset: %w", err)
 	}
 	defer root.Close()
-	return readFolder(name, root.FS(), o)
+	return readFolder(ctx, name, root.FS(), o)
 }
 
-// part is one of the three splits in a folder; files are named
-// PREFIX-images* and PREFIX-labels*, such as train-images-idx3-ubyte.gz.
+// part is one of the three splits in a folder. IDX files are named
+// PREFIX-images* and PREFIX-labels*, such as train-images-idx3-ubyte.gz; images
+// are in folders of that name.
 type part struct {
 	name     string
 	prefixes []string
+	folders  []string
 }
 
 var (
-	trainPart      = part{"train", []string{"train"}}
-	validationPart = part{"validation", []string{"validation"}}
-	testPart       = part{"test", []string{"t10k", "test"}}
+	trainPart      = part{"train", []string{"train"}, []string{"train"}}
+	validationPart = part{"validation", []string{"validation"}, []string{"validation", "val"}}
+	testPart       = part{"test", []string{"t10k", "test"}, []string{"test"}}
 	parts          = []part{trainPart, validationPart, testPart}
 )
 
 // classesFile names the classes, one a line, in a folder; without it they are
-// "0", "1", ... up to the largest label.
+// the names of the folders of images, or "0", "1", ... up to the largest label.
 const classesFile = "classes.txt"
 
-// readFolder reads the parts that a folder holds. Only a test part is required.
-func readFolder(name string, dir fs.FS, o options) (*Splits, error) {
-	train, err := readPart(name, dir, trainPart)
+// readFolder reads the parts that a folder holds, by what is in it. Only a test
+// part is required.
+func readFolder(ctx context.Context, name string, dir fs.FS, o options) (*Splits, error) {
+	splits, err := readParts(ctx, name, dir)
 	if err != nil {
 		return nil, err
 	}
-	validation, err := readPart(name, dir, validationPart)
-	if err != nil {
-		return nil, err
-	}
-	test, err := readPart(name, dir, testPart)
-	if err != nil {
-		return nil, err
-	}
-	if test.Len() == 0 {
-		return nil, fmt.Errorf("dataset %s: no test images: expected t10k-images* or test-images*, with labels, as IDX files", name)
-	}
-	classes, err := readClasses(dir, train, validation, test)
-	if err != nil {
-		return nil, fmt.Errorf("dataset %s: %w", name, err)
-	}
+	train, validation, test := splits.Train, splits.Validation, splits.Test
 	for _, s := range []*Set{train, validation, test} {
-		s.Classes = classes
+		s.Classes = test.Classes
 		if s.Len() == 0 {
 			s.Shape = test.Shape
 		}
@@ -194,8 +193,89 @@ func readFolder(name string, dir fs.FS, o options) (*Splits, error) {
 	if train.Len() > 0 && validation.Len() > 0 && (train.Floats == nil) != (validation.Floats == nil) {
 		return nil, fmt.Errorf("dataset %s: train and validation images must both be bytes or both be floats", name)
 	}
-	splits := &Splits{Name: name, Train: train, Validation: validation, Test: test}
+	splits.Train, splits.Validation = train, validation
 	return splits, splits.Check()
+}
+
+// readParts reads a folder in the form that its files have, with the classes
+// of the test part.
+func readParts(ctx context.Context, name string, dir fs.FS) (*Splits, error) {
+	forms, folders, err := formsOf(dir)
+	if err != nil {
+		return nil, fmt.Errorf("dataset %s: %w", name, err)
+	}
+	if len(forms) > 1 {
+		return nil, fmt.Errorf("dataset %s: both %s: keep one", name, strings.Join(forms, " and "))
+	}
+	const expected = "expected IDX files (t10k-images* or test-images*, with labels), images in test/CLASS or in CLASS, or CIFAR-10's " + cifarTest
+	if len(forms) == 0 {
+		return nil, fmt.Errorf("dataset %s: no test images: %s", name, expected)
+	}
+	var splits *Splits
+	var classes []string
+	switch forms[0] {
+	case idxForm:
+		splits = &Splits{Name: name}
+		for i, to := range []**Set{&splits.Train, &splits.Validation, &splits.Test} {
+			if *to, err = readPart(name, dir, parts[i]); err != nil {
+				return nil, err
+			}
+		}
+		classes, err = readClasses(dir, splits.Train, splits.Validation, splits.Test)
+	case cifarForm:
+		if splits, err = readCIFAR(name, dir); err != nil {
+			return nil, err
+		}
+		classes, err = cifarNames(dir)
+	case imageForm:
+		splits, classes, err = readImages(ctx, name, dir, folders)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("dataset %s: %w", name, err)
+	}
+	if splits.Test.Len() == 0 {
+		return nil, fmt.Errorf("dataset %s: no test images: %s", name, expected)
+	}
+	splits.Test.Classes = classes
+	return splits, nil
+}
+
+// The forms that a folder's data can have.
+const (
+	idxForm   = "IDX files"
+	cifarForm = "CIFAR-10's files"
+	imageForm = "folders of images"
+)
+
+// formsOf tells what a folder holds, and which folders.
+func formsOf(dir fs.FS) (forms, folders []string, err error) {
+	entries, err := fs.ReadDir(dir, ".")
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range entries {
+		form := ""
+		batch, _ := path.Match(cifarTrain, e.Name())
+		switch {
+		case strings.HasPrefix(e.Name(), "."):
+		case slices.ContainsFunc(parts, func(p part) bool { return p.has(e.Name(), "images") || p.has(e.Name(), "labels") }):
+			form = idxForm
+		case batch || e.Name() == cifarTest:
+			form = cifarForm
+		case e.IsDir():
+			form = imageForm
+			folders = append(folders, e.Name())
+		}
+		if form != "" && !slices.Contains(forms, form) {
+			forms = append(forms, form)
+		}
+	}
+	return forms, folders, nil
+}
+
+// has tells whether a file is the part's, of a kind ("images" or "labels").
+func (p part) has(file, kind string) bool {
+	return slices.ContainsFunc(p.prefixes, func(prefix string) bool { return strings.HasPrefix(file, prefix+"-"+kind) })
 }
 
 // readPart reads one part's images and labels; an empty set where the folder
@@ -246,41 +326,65 @@ func readOne(name string, dir fs.FS, p part, kind string) (*IDX, string, error) 
 	}
 	found := ""
 	for _, e := range entries {
-		for _, prefix := range p.prefixes {
-			if !strings.HasPrefix(e.Name(), prefix+"-"+kind) {
-				continue
-			}
-			if found != "" {
-				return nil, "", fmt.Errorf("dataset %s: both %s and %s: keep one", name, found, e.Name())
-			}
-			found = e.Name()
+		if !p.has(e.Name(), kind) {
+			continue
 		}
+		if found != "" {
+			return nil, "", fmt.Errorf("dataset %s: both %s and %s: keep one", name, found, e.Name())
+		}
+		found = e.Name()
 	}
 	if found == "" {
 		return nil, "", nil
 	}
-	data, err := readFile(dir, found, MaxFile)
+	a, err := readIDX(dir, found)
 	if err != nil {
 		return nil, "", fmt.Errorf("dataset %s: %w", name, err)
-	}
-	a, err := ParseIDX(data)
-	if err != nil {
-		return nil, "", fmt.Errorf("dataset %s: %s: %w", name, found, err)
 	}
 	return a, found, nil
 }
 
-// readFile reads a file of at most limit bytes.
-func readFile(dir fs.FS, name string, limit int64) ([]byte, error) {
+func readIDX(dir fs.FS, name string) (*IDX, error) {
+	info, err := regular(dir, name, MaxFile)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	f, err := dir.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	at, ok := f.(io.ReaderAt)
+	if !ok {
+		return nil, fmt.Errorf("%s: a file system without random access", name)
+	}
+	a, err := ReadIDX(at, info.Size())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return a, nil
+}
+
+// regular refuses what is not a file of at most limit bytes: a pipe could block
+// for ever.
+func regular(dir fs.FS, name string, limit int64) (fs.FileInfo, error) {
 	info, err := fs.Stat(dir, name)
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", name)
+		return nil, errors.New("not a regular file")
 	}
 	if info.Size() > limit {
-		return nil, fmt.Errorf("%s: %d bytes: at most %d", name, info.Size(), limit)
+		return nil, fmt.Errorf("%d bytes: at most %d", info.Size(), limit)
+	}
+	return info, nil
+}
+
+// readFile reads a file of at most limit bytes.
+func readFile(dir fs.FS, name string, limit int64) ([]byte, error) {
+	if _, err := regular(dir, name, limit); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return fs.ReadFile(dir, name)
 }
@@ -309,25 +413,26 @@ func readClasses(dir fs.FS, sets ...*Set) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseClasses(string(data))
+	return parseClasses(classesFile, string(data))
 }
 
-func parseClasses(text string) ([]string, error) {
+// parseClasses reads the names in a file, or of folders, one a line.
+func parseClasses(file, text string) ([]string, error) {
 	var classes []string
 	seen := map[string]bool{}
 	for line := range strings.Lines(text) {
 		class := strings.TrimRight(line, "\r\n")
 		if class == "" || len(class) > maxClassName || !printable(class) {
-			return nil, fmt.Errorf("%s: line %d: a class name is 1 to %d bytes of printable text", classesFile, len(classes)+1, maxClassName)
+			return nil, fmt.Errorf("%s: line %d: a class name is 1 to %d bytes of printable text", file, len(classes)+1, maxClassName)
 		}
 		if seen[class] {
-			return nil, fmt.Errorf("%s: line %d: class %q is there twice", classesFile, len(classes)+1, class)
+			return nil, fmt.Errorf("%s: line %d: class %q is there twice", file, len(classes)+1, class)
 		}
 		seen[class] = true
 		classes = append(classes, class)
 	}
 	if len(classes) < 2 || len(classes) > maxClasses {
-		return nil, fmt.Errorf("%s: %d classes: must be 2 to %d, one a line", classesFile, len(classes), maxClasses)
+		return nil, fmt.Errorf("%s: %d classes: must be 2 to %d, one a line", file, len(classes), maxClasses)
 	}
 	return classes, nil
 }

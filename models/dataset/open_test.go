@@ -183,7 +183,7 @@ func TestCase20HostileFolder(t *testing.T) {
 		"no test part": {func(t *testing.T, dir string) {
 			os.Remove(filepath.Join(dir, "t10k-images-idx4-ubyte"))
 			os.Remove(filepath.Join(dir, "t10k-labels-idx1-ubyte"))
-		}, "no test images: expected t10k-images*"},
+		}, "no test images: expected IDX files (t10k-images*"},
 		"link out of the folder": {func(t *testing.T, dir string) {
 			os.Remove(filepath.Join(dir, "t10k-labels-idx1-ubyte"))
 			outside := filepath.Join(t.TempDir(), "secret")
@@ -298,11 +298,11 @@ func FuzzClasses(f *testing.F) {
 	f.Add("cat\r\ndog")
 	f.Add("\n\x00\xff")
 	f.Fuzz(func(t *testing.T, text string) {
-		classes, err := parseClasses(text)
+		classes, err := parseClasses(classesFile, text)
 		if err != nil {
 			return
 		}
-		again, err := parseClasses(strings.Join(classes, "\n") + "\n")
+		again, err := parseClasses(classesFile, strings.Join(classes, "\n")+"\n")
 		if err != nil || !reflect.DeepEqual(classes, again) {
 			t.Errorf("%q gave %q, which gave %q (%v)", text, classes, again, err)
 		}

@@ -72,7 +72,7 @@ func write(dir string, s *Splits) error {
 		}
 	}
 	classes := strings.Join(s.Test.Classes, "\n") + "\n"
-	if _, err := parseClasses(classes); err != nil {
+	if _, err := parseClasses(classesFile, classes); err != nil {
 		return err
 	}
 	err := stage(classesFile, func(w io.Writer) error {

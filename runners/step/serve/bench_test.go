@@ -56,13 +56,13 @@ func BenchmarkInferHTTP(b *testing.B) {
 
 // BenchmarkPredict is the model alone: one image, one core.
 func BenchmarkPredict(b *testing.B) {
-	p, err := newPredictor(model(b, wong, 1))
+	p, err := newPredictor(model(b, wong, 1), newMetrics().passes)
 	if err != nil {
 		b.Fatal(err)
 	}
-	x, probabilities, labels := make([]float32, wong.Input.Size()), make([]float32, 10), make([]int64, 1)
+	r := &rows{n: 1, pixels: make([]float32, wong.Input.Size()), probabilities: make([]float32, 10), labels: make([]int64, 1)}
 	for b.Loop() {
-		if err := p.predict(b.Context(), probabilities, labels, x, 1); err != nil {
+		if err := p.predict(b.Context(), r); err != nil {
 			b.Fatal(err)
 		}
 	}

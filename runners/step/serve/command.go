@@ -17,14 +17,15 @@ import (
 
 // flags are the command's.
 type flags struct {
-	model, channel      string
-	name                string
-	listen, adminListen string
-	poll, drainDelay    time.Duration
-	mirror              string
-	mirrorFraction      float64
-	namespace           string
-	maxInFlight         int
+	model, channel     string
+	name               string
+	listen, grpcListen string
+	adminListen        string
+	poll, drainDelay   time.Duration
+	mirror             string
+	mirrorFraction     float64
+	namespace          string
+	maxInFlight        int
 
 	trust trust.Trust
 }
@@ -34,7 +35,7 @@ func Command() *cobra.Command {
 	var f flags
 	cmd := &cobra.Command{
 		Use:   "serve (--channel REF | --model REF) --key cosign.pub",
-		Short: "Serve a signed model over HTTP",
+		Short: "Serve a signed model over HTTP and gRPC",
 		Long: `Serve a model by the Open Inference Protocol v2, which KServe and Triton speak.
 The model must be signed by the given keys; with --policy the keys must also
 attest figures that meet the gate policy. With --channel the server follows the
@@ -57,6 +58,7 @@ SIGTERM drains: requests in flight are answered, then the server ends with 0.`,
 	flags.StringVar(&f.model, "model", "", "model to serve, by tag or digest")
 	flags.StringVar(&f.name, "name", "", "the model's name in URLs (default: the last part of the repository's)")
 	flags.StringVar(&f.listen, "listen", "127.0.0.1:8080", "address for inference")
+	flags.StringVar(&f.grpcListen, "grpc-listen", "127.0.0.1:9000", "address for inference by gRPC; empty for none")
 	flags.StringVar(&f.adminListen, "admin-listen", "127.0.0.1:8081", "address for metrics and the model repository; empty for none")
 	flags.DurationVar(&f.poll, "poll", 10*time.Second, "how often to look for another model; 0 for never")
 	flags.DurationVar(&f.drainDelay, "drain-delay", 0, "how long to go on, not ready, after SIGTERM: until load balancers notice")
@@ -90,28 +92,60 @@ func (f *flags) run(cmd *cobra.Command) error {
 	if f.name == "" {
 		f.name = defaultName(f.channel + f.model)
 	}
-	server, err := New(Options{
-		Name: f.name, Source: source, Poll: f.poll, Log: s.Log,
-		Mirror: f.mirror, MirrorFraction: f.mirrorFraction, Namespace: f.namespace,
-		MaxInFlight: f.maxInFlight, DrainDelay: f.drainDelay,
-	})
+	traces, sendTraces, err := traceProvider(ctx, f.name)
 	if err != nil {
 		return step.BadInput(err)
 	}
-	public, err := net.Listen("tcp", f.listen)
+	listeners, err := listen("listen", f.listen, "grpc-listen", f.grpcListen, "admin-listen", f.adminListen)
 	if err != nil {
-		return step.BadInput(fmt.Errorf("--listen: %w", err))
+		return step.BadInput(err)
 	}
-	var admin net.Listener
-	if f.adminListen != "" {
-		if admin, err = net.Listen("tcp", f.adminListen); err != nil {
-			public.Close()
-			return step.BadInput(fmt.Errorf("--admin-listen: %w", err))
-		}
+	public, grpc, admin := listeners[0], listeners[1], listeners[2]
+	server, err := New(Options{
+		Name: f.name, Source: source, Poll: f.poll, Log: s.Log,
+		Mirror: f.mirror, MirrorFraction: f.mirrorFraction, Namespace: f.namespace,
+		GRPC: grpc, Traces: traces,
+		MaxInFlight: f.maxInFlight, DrainDelay: f.drainDelay,
+	})
+	if err != nil {
+		closeAll(listeners)
+		return step.BadInput(err)
 	}
 
 	s.Log.Info("listening", "url", "http://"+public.Addr().String(), "model", f.name)
-	return exitError(server.Serve(ctx, public, admin))
+	err = exitError(server.Serve(ctx, public, admin))
+	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	if e := sendTraces(flush); e != nil {
+		s.Log.Warn("traces were lost", "error", e.Error())
+	}
+	return err
+}
+
+// flushTimeout is for the traces that are left when the server stops.
+const flushTimeout = 5 * time.Second
+
+// listen listens on each address that is not empty, named by its flag.
+func listen(flagAndAddress ...string) (listeners []net.Listener, err error) {
+	for i := 0; i < len(flagAndAddress); i += 2 {
+		var l net.Listener
+		if address := flagAndAddress[i+1]; address != "" {
+			if l, err = net.Listen("tcp", address); err != nil {
+				closeAll(listeners)
+				return nil, fmt.Errorf("--%s: %w", flagAndAddress[i], err)
+			}
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		if l != nil {
+			l.Close()
+		}
+	}
 }
 
 // exitError gives a refused model its exit code. A registry that does not

@@ -22,6 +22,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/runners/step/serve/inference"
 )
 
@@ -40,7 +41,7 @@ func (s *Server) Handler() http.Handler {
 		s.handle(mux, "POST "+model+"/infer", "infer", s.infer)
 	}
 	s.handle(mux, "/", "other", notFound)
-	return mux
+	return s.traced(mux)
 }
 
 // AdminHandler is the side for operators: health, metrics, profiles and the
@@ -180,88 +181,164 @@ var version = sync.OnceValue(func() string {
 	return "(devel)"
 })
 
-// find returns the model in service that a request names.
-func (s *Server) find(r *http.Request) (*predictor, error) {
-	if r.PathValue("model") != s.o.Name {
+// find returns the model in service that a request names; version may be "".
+func (s *Server) find(model, version string) (*predictor, error) {
+	if model != s.o.Name {
 		return nil, &refusal{http.StatusNotFound, noSuchModel, fmt.Errorf("unknown model: this server has %q", s.o.Name)}
 	}
 	p := s.current.Load()
 	if p == nil {
 		return nil, &refusal{http.StatusServiceUnavailable, notReady, errors.New(s.notReadyReason())}
 	}
-	if v := r.PathValue("version"); v != "" && v != p.Version {
+	if version != "" && version != p.Version {
 		return nil, &refusal{http.StatusNotFound, noSuchModel, fmt.Errorf("unknown version: version %q of model %q is in service", p.Version, s.o.Name)}
 	}
 	return p, nil
 }
 
+// tensor describes an input or output of the model.
+type tensor struct {
+	Name     string  `json:"name"`
+	Datatype string  `json:"datatype"`
+	Shape    []int64 `json:"shape"`
+}
+
+// description is of the model in service.
+type description struct {
+	Name     string   `json:"name"`
+	Versions []string `json:"versions"`
+	Platform string   `json:"platform"`
+	Inputs   []tensor `json:"inputs"`
+	Outputs  []tensor `json:"outputs"`
+	// Parameters is only in the protocol's gRPC half, as properties; KServe's
+	// servers have it over HTTP too.
+	Parameters map[string]string `json:"parameters"`
+}
+
+func (s *Server) describe(model, version string) (*description, error) {
+	p, err := s.find(model, version)
+	if err != nil {
+		return nil, err
+	}
+	in, classes := p.Network.Input, p.Network.Classes()
+	return &description{
+		Name: s.o.Name, Versions: []string{p.Version}, Platform: "onnx_temper",
+		Inputs:     []tensor{{inference.Input, "FP32", []int64{-1, int64(in.Channels), int64(in.Height), int64(in.Width)}}},
+		Outputs:    []tensor{{inference.Probabilities, "FP32", []int64{-1, int64(classes)}}, {inference.Label, "INT64", []int64{-1}}},
+		Parameters: map[string]string{"digest": p.Digest},
+	}, nil
+}
+
 func (s *Server) modelMetadata(w http.ResponseWriter, r *http.Request) error {
-	p, err := s.find(r)
+	m, err := s.describe(r.PathValue("model"), r.PathValue("version"))
 	if err != nil {
 		return err
 	}
-	type tensor struct {
-		Name     string `json:"name"`
-		Datatype string `json:"datatype"`
-		Shape    []int  `json:"shape"`
-	}
-	in := p.Network.Input
-	return writeJSON(w, struct {
-		Name     string   `json:"name"`
-		Versions []string `json:"versions"`
-		Platform string   `json:"platform"`
-		Inputs   []tensor `json:"inputs"`
-		Outputs  []tensor `json:"outputs"`
-		// Parameters is not in the protocol; KServe's servers have it too.
-		Parameters map[string]string `json:"parameters"`
-	}{
-		s.o.Name, []string{p.Version}, "onnx_temper",
-		[]tensor{{inference.Input, "FP32", []int{-1, in.Channels, in.Height, in.Width}}},
-		[]tensor{{inference.Probabilities, "FP32", []int{-1, p.Network.Classes()}}, {inference.Label, "INT64", []int{-1}}},
-		map[string]string{"digest": p.Digest},
-	})
+	return writeJSON(w, m)
 }
 
-func (s *Server) modelReady(w http.ResponseWriter, r *http.Request) error {
-	p, err := s.find(r)
-	if err != nil {
+// checkReady fails where the model does not answer, or is about to stop.
+func (s *Server) checkReady(model, version string) error {
+	if _, err := s.find(model, version); err != nil {
 		return err
 	}
 	if s.draining.Load() {
 		return &refusal{http.StatusServiceUnavailable, notReady, errors.New(s.notReadyReason())}
 	}
+	return nil
+}
+
+func (s *Server) modelReady(w http.ResponseWriter, r *http.Request) error {
+	if err := s.checkReady(r.PathValue("model"), r.PathValue("version")); err != nil {
+		return err
+	}
 	return writeJSON(w, struct {
 		Name  string `json:"name"`
 		Ready bool   `json:"ready"`
-	}{s.o.Name, p != nil})
+	}{s.o.Name, true})
 }
 
 // job is the memory of one inference request, used again by the next.
 type job struct {
-	body          []byte
-	request       inference.Request
-	pixels        []float32
-	probabilities []float32
-	labels        []int64
-	response      []byte
+	body     []byte
+	request  inference.Request
+	shape    nn.Shape // of an image
+	rows     rows
+	response []byte
 }
 
-var jobs = sync.Pool{New: func() any { return new(job) }}
+var jobs = sync.Pool{New: func() any { return &job{rows: rows{turn: make(chan *pass, 1)}} }}
 
-// maxKept is the largest body whose memory is kept for the next request: a
-// batch of 256 must not leave megabytes behind in every slot of the pool.
+// maxKept is the largest request, in bytes, whose memory is kept for the next
+// one: a batch of 256 must not leave megabytes behind in every slot of the
+// pool.
 const maxKept = 256 << 10
+
+// free gives the memory to the next request.
+func (j *job) free() {
+	if cap(j.body)+4*cap(j.rows.pixels) <= maxKept {
+		jobs.Put(j)
+	}
+}
 
 var bothOutputs = []inference.Output{{Name: inference.Probabilities}, {Name: inference.Label}}
 
+// classify admits a request, reads it into j by parse and answers it. It is
+// the one way to the model, whatever protocol a request came by.
+func (s *Server) classify(ctx context.Context, j *job, model, version string, parse func(maxValues int) error) (inference.Answer, []inference.Output, error) {
+	var answer inference.Answer
+	select {
+	case s.admitted <- struct{}{}:
+	default:
+		return answer, nil, &refusal{http.StatusTooManyRequests, overload, fmt.Errorf("overloaded: %d requests are in flight", cap(s.admitted))}
+	}
+	s.metrics.inFlight.Inc()
+	defer func() {
+		<-s.admitted
+		s.metrics.inFlight.Dec()
+	}()
+	start := time.Now()
+
+	// The model may have changed while the body came in. From here on the
+	// request belongs to this one, whatever is swapped in meanwhile.
+	p, err := s.find(model, version)
+	if err != nil {
+		return answer, nil, err
+	}
+	shape, classes := p.Network.Input, p.Network.Classes()
+	if err := parse(maxBatch * shape.Size()); err != nil {
+		return answer, nil, bad(err)
+	}
+	j.shape = shape
+	r := &j.rows
+	if r.pixels, r.n, err = j.request.Images(r.pixels, shape, maxBatch); err != nil {
+		return answer, nil, bad(err)
+	}
+	outputs, err := requested(&j.request)
+	if err != nil {
+		return answer, nil, bad(err)
+	}
+	r.probabilities = slices.Grow(r.probabilities[:0], r.n*classes)[:r.n*classes]
+	r.labels = slices.Grow(r.labels[:0], r.n)[:r.n]
+	switch err := p.predict(ctx, r); {
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return answer, nil, &refusal{http.StatusRequestTimeout, slowClient, errors.New("the client went away")}
+	case err != nil:
+		return answer, nil, err
+	}
+	s.metrics.examples.Add(float64(r.n))
+	s.metrics.duration.Observe(time.Since(start).Seconds())
+	return inference.Answer{
+		Model: s.o.Name, Version: p.Version, ID: j.request.ID, Parameters: j.request.Parameters,
+		Probabilities: r.probabilities, Labels: r.labels, Classes: classes,
+	}, outputs, nil
+}
+
 func (s *Server) infer(w http.ResponseWriter, r *http.Request) error {
 	j := jobs.Get().(*job)
-	defer func() {
-		if cap(j.body) <= maxKept {
-			jobs.Put(j)
-		}
-	}()
-	if _, err := s.find(r); err != nil {
+	defer j.free()
+	model, version := r.PathValue("model"), r.PathValue("version")
+	if _, err := s.find(model, version); err != nil {
 		return err
 	}
 	headerLength, err := checkHeaders(r)
@@ -273,58 +350,19 @@ func (s *Server) infer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-
-	select {
-	case s.admitted <- struct{}{}:
-	default:
-		return &refusal{http.StatusTooManyRequests, overload, fmt.Errorf("overloaded: %d requests are in flight", cap(s.admitted))}
-	}
-	s.metrics.inFlight.Inc()
-	defer func() {
-		<-s.admitted
-		s.metrics.inFlight.Dec()
-	}()
-	start := time.Now()
-
-	// The model may have changed while the body came in. From here on the
-	// request belongs to this one, whatever is swapped in meanwhile.
-	p, err := s.find(r)
+	answer, outputs, err := s.classify(r.Context(), j, model, version, func(maxValues int) error {
+		return j.request.Parse(j.body, headerLength, maxValues)
+	})
 	if err != nil {
-		return err
-	}
-	shape, classes := p.Network.Input, p.Network.Classes()
-	if err := j.request.Parse(j.body, headerLength, maxBatch*shape.Size()); err != nil {
-		return bad(err)
-	}
-	var n int
-	if j.pixels, n, err = j.request.Images(j.pixels, shape, maxBatch); err != nil {
-		return bad(err)
-	}
-	outputs, err := requested(&j.request)
-	if err != nil {
-		return bad(err)
-	}
-	j.probabilities = slices.Grow(j.probabilities[:0], n*classes)[:n*classes]
-	j.labels = slices.Grow(j.labels[:0], n)[:n]
-	switch err := p.predict(r.Context(), j.probabilities, j.labels, j.pixels, n); {
-	case errors.Is(err, context.Canceled):
-		return &refusal{http.StatusRequestTimeout, slowClient, errors.New("the client went away")}
-	case err != nil:
 		return err
 	}
 
 	id := newID()
-	answer := inference.Answer{
-		Model: s.o.Name, Version: p.Version, ID: j.request.ID, Parameters: j.request.Parameters,
-		Probabilities: j.probabilities, Labels: j.labels, Classes: classes,
-	}
 	if answer.ID == "" {
 		answer.ID = id
 	}
 	var binaryHeader int
 	j.response, binaryHeader = answer.Append(j.response[:0], outputs)
-	s.metrics.examples.Add(float64(n))
-	s.metrics.duration.Observe(time.Since(start).Seconds())
 	request, response := payload{j.body, headerLength}, payload{j.response, binaryHeader}
 	if s.mirror.sample() {
 		s.mirror.add(id, request, response)

@@ -14,9 +14,11 @@ type metrics struct {
 	registry *prometheus.Registry
 
 	requests     *prometheus.CounterVec // route, code
+	grpc         *prometheus.CounterVec // method, code
 	refused      *prometheus.CounterVec // reason
 	duration     prometheus.Histogram
 	examples     prometheus.Counter
+	passes       prometheus.Counter
 	inFlight     prometheus.Gauge
 	loads        prometheus.Counter
 	loadFailures *prometheus.CounterVec // reason
@@ -59,7 +61,9 @@ func newMetrics() *metrics {
 		return g
 	}
 	m.requests = counters("temper_http_requests_total", "HTTP requests by route and status code.", "route", "code")
+	m.grpc = counters("temper_grpc_requests_total", "gRPC requests by method and status code.", "method", "code")
 	m.refused = counters("temper_inference_refused_total", "Inference requests that got no prediction, by reason.", "reason")
+	m.passes = counter("temper_inference_passes_total", "Forward passes; images over passes is the mean batch.")
 	m.examples = counter("temper_inference_examples_total", "Images classified.")
 	m.inFlight = gauge("temper_inference_in_flight", "Inference requests admitted and not yet answered.")
 	m.loads = counter("temper_model_loads_total", "Models put into service.")

@@ -7,6 +7,8 @@ import (
 	"math"
 	"runtime"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/runners/step/serve/selftest"
 )
@@ -48,19 +50,8 @@ type LoadError struct {
 func (e *LoadError) Error() string { return e.Reason + " model: " + e.Err.Error() }
 func (e *LoadError) Unwrap() error { return e.Err }
 
-// chunk is how many rows one forward pass takes: enough to read the weights
-// once for many rows, few enough for activations to stay in the cache.
-const chunk = 32
-
-// predictor is a model in service: the passes that compute it, one for each
-// core. Requests that began on it finish on it.
-type predictor struct {
-	*Model
-	passes chan *nn.Forward
-}
-
 // newPredictor tests a model and prepares it.
-func newPredictor(m *Model) (*predictor, error) {
+func newPredictor(m *Model, passes prometheus.Counter) (*predictor, error) {
 	if m == nil || m.Network == nil {
 		return nil, &LoadError{Invalid, errors.New("no network")}
 	}
@@ -76,44 +67,15 @@ func newPredictor(m *Model) (*predictor, error) {
 	if err := selftest.Run(m.Network, m.Metadata[selftest.MetadataKey]); err != nil {
 		return nil, &LoadError{SelfTest, err}
 	}
-	p := &predictor{m, make(chan *nn.Forward, runtime.GOMAXPROCS(0))}
-	for range cap(p.passes) {
+	p := &predictor{Model: m, passes: passes}
+	for range runtime.GOMAXPROCS(0) {
 		f, err := nn.NewForward(m.Network, chunk)
 		if err != nil {
 			return nil, &LoadError{Invalid, err}
 		}
-		p.passes <- f
+		p.idle = append(p.idle, &pass{forward: f, pixels: make([]float32, chunk*m.Network.Input.Size())})
 	}
 	return p, nil
-}
-
-var errNotFinite = errors.New("the model's output is not finite for this input")
-
-// predict fills probabilities [n, classes] and labels [n] for n rows of x.
-func (p *predictor) predict(ctx context.Context, probabilities []float32, labels []int64, x []float32, n int) error {
-	var f *nn.Forward
-	select {
-	case f = <-p.passes:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { p.passes <- f }()
-	size, classes := p.Network.Input.Size(), p.Network.Classes()
-	for lo := 0; lo < n; lo += chunk {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		rows := min(chunk, n-lo)
-		logits := f.Logits(x[lo*size:(lo+rows)*size], rows)
-		for i := range rows {
-			label, ok := softmax(probabilities[(lo+i)*classes:][:classes], logits[i*classes:][:classes])
-			if !ok {
-				return errNotFinite
-			}
-			labels[lo+i] = int64(label)
-		}
-	}
-	return nil
 }
 
 // softmax fills probabilities and returns the first largest class; ok is

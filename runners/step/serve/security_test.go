@@ -203,12 +203,8 @@ func isTimeout(err error) bool {
 func TestCase54OverloadIsShed(t *testing.T) {
 	s := start(t, model(t, small, 1), func(o *Options) { o.MaxInFlight = 2 })
 	infer := s.url + "/v2/models/digits/infer"
-	// The model is stuck: all its passes are taken.
 	p := s.current.Load()
-	var taken []*nn.Forward
-	for range cap(p.passes) {
-		taken = append(taken, <-p.passes)
-	}
+	taken := p.stall()
 	var waiting sync.WaitGroup
 	for range 2 {
 		waiting.Go(func() {
@@ -228,13 +224,66 @@ func TestCase54OverloadIsShed(t *testing.T) {
 		}
 	}
 	expect(t, "GET", s.url+"/v2/health/ready", "", 200, "true")
-	for _, f := range taken {
-		p.passes <- f
-	}
+	p.resume(taken)
 	waiting.Wait()
 	expect(t, "POST", infer, one, 200, "label")
 	if got := value(t, s, "temper_inference_refused_total", "reason", overload); got != 20 {
 		t.Errorf("%v refusals were counted, want 20", got)
+	}
+}
+
+// TestCase54TenTimesTheCapacity: ten clients for each request that is admitted
+// send as fast as they can. What is admitted is answered soon, the rest is shed
+// at once, and when they are gone the server is as before.
+func TestCase54TenTimesTheCapacity(t *testing.T) {
+	const capacity = 4
+	s := start(t, model(t, wong, 1), func(o *Options) { o.MaxInFlight = capacity })
+	transport := &http.Transport{MaxIdleConnsPerHost: 10 * capacity}
+	defer transport.CloseIdleConnections()
+	c := inference.Client{URL: s.url, Model: "digits", Binary: true, HTTP: &http.Client{Transport: transport}}
+	x := make([]float32, 8*wong.Input.Size())
+	var shed atomic.Int64
+	var clients sync.WaitGroup
+	stop := time.Now().Add(time.Second)
+	for range 10 * capacity {
+		clients.Go(func() {
+			for time.Now().Before(stop) {
+				_, err := c.Predict(t.Context(), x, 8, wong.Input)
+				var status *inference.StatusError
+				switch {
+				case errors.As(err, &status) && status.Code == http.StatusTooManyRequests:
+					shed.Add(1)
+				case err != nil:
+					t.Error(err)
+				}
+			}
+		})
+	}
+	clients.Wait()
+	// The server's own figure: the clients queue for the same cores.
+	families, err := s.metrics.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "temper_inference_duration_seconds" {
+			h := f.Metric[0].GetHistogram()
+			for _, b := range h.Bucket {
+				if b.GetUpperBound() == 0.25 && float64(b.GetCumulativeCount()) < 0.99*float64(h.GetSampleCount()) {
+					t.Errorf("%d of %d admitted requests took more than 250 ms", h.GetSampleCount()-b.GetCumulativeCount(), h.GetSampleCount())
+				}
+			}
+			if h.GetSampleCount() == 0 {
+				t.Error("nothing was answered")
+			}
+		}
+	}
+	if shed.Load() == 0 {
+		t.Error("nothing was shed: the test shows nothing")
+	}
+	began := time.Now()
+	if _, err := c.Predict(t.Context(), x, 8, wong.Input); err != nil || time.Since(began) > 2*time.Second {
+		t.Errorf("after the overload: %v, %v", time.Since(began), err)
 	}
 }
 

@@ -449,12 +449,12 @@ func TestSelfTestVector(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Metadata = map[string]string{selftest.MetadataKey: text}
-	if _, err := newPredictor(m); err != nil {
+	if _, err := newPredictor(m, newMetrics().passes); err != nil {
 		t.Fatal(err)
 	}
 	m.Network.Parameters[0].Data[3] += 0.5
 	var refused *LoadError
-	if _, err := newPredictor(m); !errors.As(err, &refused) || refused.Reason != SelfTest {
+	if _, err := newPredictor(m, newMetrics().passes); !errors.As(err, &refused) || refused.Reason != SelfTest {
 		t.Errorf("a changed weight passed the self-test: %v", err)
 	}
 }

@@ -1,5 +1,5 @@
-// Package serve serves an image classifier over HTTP by the Open Inference
-// Protocol v2. A model goes into service only when its source verified it and
+// Package serve serves an image classifier by the Open Inference Protocol v2,
+// over HTTP and gRPC. A model goes into service only when its source verified it and
 // its self-test passed; reloading swaps models without dropping a request, and
 // a refused model leaves the one in service alone. The public listener has the
 // protocol's health, metadata and inference endpoints and nothing else;
@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/net/netutil"
 )
 
@@ -55,6 +56,9 @@ type Options struct {
 	Mirror         string  // URL of the sink for CloudEvents; "": none
 	MirrorFraction float64 // share of requests mirrored; 0: all
 	Namespace      string  // Kubernetes namespace, an attribute of mirrored events
+
+	GRPC   net.Listener         // for the gRPC half of the protocol, which Serve closes; nil: none
+	Traces trace.TracerProvider // gets a span of each request; nil: none
 
 	MaxInFlight int           // requests admitted at once; 0: 32 for each core
 	DrainDelay  time.Duration // how long to go on, not ready, before closing: until load balancers notice
@@ -144,7 +148,7 @@ func (s *Server) load(ctx context.Context) error {
 	var p *predictor
 	if err == nil {
 		s.metrics.checkedAt.SetToCurrentTime()
-		p, err = newPredictor(model)
+		p, err = newPredictor(model, s.metrics.passes)
 	}
 	if err != nil {
 		var refused *LoadError
@@ -204,8 +208,8 @@ func (s *Server) Digest() string {
 // Serve serves on the listeners until ctx ends, then drains: it turns not
 // ready, goes on for the drain delay, and returns when the requests in flight
 // are answered. Where no model was loaded before, Serve loads it, and ends
-// with the error where it is refused. admin may be nil. Serve closes the listeners
-// and can be called once.
+// with the error where it is refused. admin may be nil. Serve closes the
+// listeners, Options.GRPC among them, and can be called once.
 func (s *Server) Serve(ctx context.Context, public, admin net.Listener) error {
 	servers := []*http.Server{s.server(s.Handler())}
 	listeners := []net.Listener{public}
@@ -214,9 +218,15 @@ func (s *Server) Serve(ctx context.Context, public, admin net.Listener) error {
 		a.WriteTimeout = loadTimeout + writeTimeout // a load answers when it is done; a CPU profile takes 30 s
 		servers, listeners = append(servers, a), append(listeners, admin)
 	}
-	failed := make(chan error, len(servers)+1)
+	failed := make(chan error, len(servers)+2)
 	for i, hs := range servers {
 		go func() { failed <- hs.Serve(netutil.LimitListener(listeners[i], maxConnections)) }()
+	}
+	drainGRPC := func(context.Context) error { return nil }
+	if s.o.GRPC != nil {
+		var serve func() error
+		serve, drainGRPC = s.serveGRPC(netutil.LimitListener(s.o.GRPC, maxConnections))
+		go func() { failed <- serve() }()
 	}
 	loading, stop := context.WithCancel(ctx)
 	defer stop()
@@ -248,11 +258,16 @@ func (s *Server) Serve(ctx context.Context, public, admin net.Listener) error {
 	}
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
+	grpcDrained := make(chan error, 1)
+	go func() { grpcDrained <- drainGRPC(drain) }()
 	for _, hs := range servers {
 		if e := hs.Shutdown(drain); e != nil {
 			err = errors.Join(err, fmt.Errorf("requests were still open after %v: %w", drainTimeout, e))
 			hs.Close()
 		}
+	}
+	if e := <-grpcDrained; e != nil {
+		err = errors.Join(err, fmt.Errorf("gRPC requests were still open after %v: %w", drainTimeout, e))
 	}
 	loader.Wait()
 	s.mirror.close(drain)

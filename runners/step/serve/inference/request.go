@@ -1,6 +1,6 @@
 // Package inference reads and writes the messages of the Open Inference
-// Protocol, version 2, over HTTP (the V2 protocol of KServe and Triton) with
-// its binary-data extension, as far as image classifiers need it: one input
+// Protocol, version 2 (the V2 protocol of KServe and Triton), over HTTP with
+// its binary-data extension and over gRPC, as far as image classifiers need it: one input
 // tensor of pixels, the outputs "probabilities" and "label".
 //
 // The input is called "input" and has the shape [N, C, H, W], or
@@ -10,7 +10,7 @@
 //	UINT8, INT32, INT64   bytes from 0 to 255, divided by 255
 //
 // Everything else is refused with an error that says what is expected; every
-// error of Parse and Images is the sender's fault (HTTP 400).
+// error of Parse, ParseMessage and Images is the sender's fault (HTTP 400).
 package inference
 
 import (
@@ -190,9 +190,13 @@ func (p *parser) output() (o Output, err error) {
 	return o, err
 }
 
+// reset forgets all but the memory.
+func (t *Tensor) reset() {
+	*t = Tensor{Shape: t.Shape[:0], Values: t.Values[:0], nested: t.nested[:0], depth: -1, binary: -1}
+}
+
 func (p *parser) tensor(t *Tensor, maxValues int) error {
-	t.Name, t.Datatype, t.Shape, t.Values, t.nested = "", "", t.Shape[:0], t.Values[:0], t.nested[:0]
-	t.depth, t.binary, t.hasData, t.hasShape = -1, -1, false, false
+	t.reset()
 	return p.object(func(key []byte) (err error) {
 		switch string(key) {
 		case "name":

@@ -1,19 +1,20 @@
 // Package attack makes adversarial examples: images changed within a threat
 // model so that a network misclassifies them.
 //
-// A threat model is three operations (Ball); every attack is a loop over them
-// (Loop), and training uses the same loop. What an attack returns is checked
-// against the threat before anyone sees it. Random draws depend on the seed
-// and the image's index only, so neither the batch size nor the number of
-// processors changes a result.
+// A threat model is three operations (Ball): project, step, random start. Every
+// attack is one file, a loop over them: walkAll runs one walk for each image,
+// and Loop is the one of training. What an attack returns is checked against
+// the threat before anyone sees it. Random draws depend on the seed and the
+// image only, so neither the batch size nor the number of processors, nor which
+// other images are attacked, changes a result.
 package attack
 
 import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"strconv"
-	"strings"
 
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/models/unknown"
@@ -44,6 +45,7 @@ type Attack interface {
 // and not an endless run.
 const (
 	maxSteps    = 10_000
+	maxQueries  = 1_000_000
 	maxRestarts = 1_000
 )
 
@@ -51,42 +53,68 @@ const (
 // gradient attack must beat.
 const noiseDraws = 100
 
-// Names are the forms that Parse reads, as examples.
-func Names() []string { return []string{"fgsm", "noise", "noise-50", "pgd-20", "pgd-50x10"} }
+// kinds are the attacks that Parse knows. A name is a kind, and for some a
+// number of steps and one of restarts: KIND-STEPSxRESTARTS.
+var kinds = map[string]struct {
+	steps    int // where the name has none; 0 means that it must have them
+	most     int // steps; 0 means that it has none
+	restarts bool
+	make     func(t Threat, steps, restarts int) Attack
+}{
+	"fgsm":     {0, 0, false, func(t Threat, _, _ int) Attack { return FGSM(t) }},
+	"noise":    {noiseDraws, maxRestarts, false, func(t Threat, draws, _ int) Attack { return Noise(t, draws) }},
+	"pgd":      {0, maxSteps, true, func(t Threat, steps, restarts int) Attack { return PGD(t, PGDConfig{Steps: steps, Restarts: restarts}) }},
+	"apgd-ce":  {apgdSteps, maxSteps, true, func(t Threat, steps, restarts int) Attack { return APGD(t, "apgd-ce", steps, restarts) }},
+	"apgd-dlr": {apgdSteps, maxSteps, true, func(t Threat, steps, restarts int) Attack { return APGD(t, "apgd-dlr", steps, restarts) }},
+	"apgd-t":   {apgdSteps, maxSteps, true, func(t Threat, steps, restarts int) Attack { return APGD(t, "apgd-t", steps, restarts) }},
+	"fab-t":    {fabSteps, maxSteps, false, func(t Threat, steps, _ int) Attack { return FAB(t, steps) }},
+	"square":   {squareQueries, maxQueries, true, Square},
+}
 
-// Parse reads an attack's name: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS (steps of
-// epsilon/8 each), noise (100 draws) or noise-DRAWS.
+// Standard are the attacks of the standard ensemble in their order: those of
+// AutoAttack (Croce and Hein 2020), each meant for what the ones before it did
+// not break.
+func Standard() []string { return []string{"apgd-ce", "apgd-t", "fab-t", "square"} }
+
+// Names are the forms that Parse reads, as examples.
+func Names() []string {
+	return []string{"apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "fgsm", "noise", "noise-50", "pgd-20", "pgd-50x10", "square"}
+}
+
+var namePattern = regexp.MustCompile(`^([a-z]+(?:-[a-z]+)?)(?:-([0-9]+)(?:x([0-9]+))?)?$`)
+
+// Parse reads an attack's name: fgsm; pgd-STEPS (of epsilon/8 each) or
+// pgd-STEPSxRESTARTS; noise or noise-DRAWS; apgd-ce, apgd-dlr, apgd-t (100
+// steps), fab-t (100 steps) and square (5,000 queries), as in AutoAttack, or
+// with numbers as pgd.
 func Parse(spec string, t Threat) (Attack, error) {
 	if err := t.Validate(); err != nil {
 		return nil, err
 	}
-	kind, numbers, given := strings.Cut(spec, "-")
-	switch {
-	case spec == "fgsm":
-		return FGSM(t), nil
-	case spec == "noise":
-		return Noise(t, noiseDraws), nil
-	case kind == "noise" && given:
-		draws, err := count(numbers, maxRestarts)
-		if err != nil {
-			return nil, fmt.Errorf("attack %q: draws: %w", spec, err)
-		}
-		return Noise(t, draws), nil
-	case kind == "pgd" && given:
-		first, second, given := strings.Cut(numbers, "x")
-		steps, err := count(first, maxSteps)
-		if err != nil {
-			return nil, fmt.Errorf("attack %q: steps: %w", spec, err)
-		}
-		restarts := 1
-		if given {
-			if restarts, err = count(second, maxRestarts); err != nil {
-				return nil, fmt.Errorf("attack %q: restarts: %w", spec, err)
-			}
-		}
-		return PGD(t, PGDConfig{Steps: steps, Restarts: restarts}), nil
+	m := namePattern.FindStringSubmatch(spec)
+	if m == nil {
+		return nil, unknown.Name("attack", spec, Names())
 	}
-	return nil, unknown.Name("attack", spec, Names())
+	kind, ok := kinds[m[1]]
+	steps, restarts := kind.steps, 1
+	if !ok || m[2] != "" && kind.most == 0 || m[3] != "" && !kind.restarts || m[2] == "" && steps == 0 && kind.most > 0 {
+		return nil, unknown.Name("attack", spec, Names())
+	}
+	for _, number := range []struct {
+		what, given string
+		most        int
+		to          *int
+	}{{"steps", m[2], kind.most, &steps}, {"restarts", m[3], maxRestarts, &restarts}} {
+		if number.given == "" {
+			continue
+		}
+		n, err := count(number.given, number.most)
+		if err != nil {
+			return nil, fmt.Errorf("attack %q: %s: %w", spec, number.what, err)
+		}
+		*number.to = n
+	}
+	return kind.make(t, steps, restarts), nil
 }
 
 func count(s string, most int) (int, error) {
@@ -120,8 +148,8 @@ func check(m Model, t Threat, x []float32, labels []uint8) (size, classes int, e
 	return size, classes, nil
 }
 
-// Seed starts rng on the stream that belongs to a seed and two indices, such
-// as those of an image and a restart.
+// Seed starts rng on the stream that belongs to a seed and two numbers, such as
+// an image's and a restart's.
 func Seed(rng *rand.PCG, seed, i, j uint64) { rng.Seed(seed, mix(mix(i)+j)) }
 
 // mix is the finaliser of SplitMix64 (Steele et al. 2014).

@@ -143,7 +143,7 @@ var epsilons = []float64{0, 1e-9, 1. / 255, 0.1, 0.15, 0.3, 0.5, 0.999, 1, 1.5, 
 func TestCase43EveryAttackStaysInBallAndBox(t *testing.T) {
 	for _, epsilon := range epsilons {
 		threat := Threat{"linf", epsilon}
-		m := newLinear(t, 30, 3, 8, 7)
+		m := newLinear(t, 30, 4, 8, 7)
 		x, labels := images(t, m, 19, 11)
 		for _, name := range Names() {
 			a, err := Parse(name, threat)
@@ -158,7 +158,7 @@ func TestCase43EveryAttackStaysInBallAndBox(t *testing.T) {
 				}
 				moved = moved || adv[i] != x[i]
 			}
-			if moved != (epsilon > 1e-8) && epsilon != 1e-9 { // 1e-9 is below float32's resolution for most pixels
+			if moved != (epsilon > 1e-8) && epsilon != 1e-9 && !(name == "fab-t" && epsilon < 0.1) { // 1e-9 is below float32's resolution for most pixels; FAB keeps an image only if it is misclassified
 				t.Errorf("%s, epsilon %v: moved %v", name, epsilon, moved)
 			}
 		}
@@ -173,14 +173,14 @@ func TestCase43VerifyRefusesOutsideOfBallOrBox(t *testing.T) {
 		want string
 	}{
 		{[]float32{0.3, 0.2, 1}, ""},
-		{[]float32{math.Nextafter32(0.3, 1), 0.5, 1}, "pixel 0 moved"},
-		{[]float32{0, 0.1, 1}, "pixel 1 moved"},
+		{[]float32{math.Nextafter32(0.3, 1), 0.5, 1}, "moved by"},
+		{[]float32{0, 0.1, 1}, "moved by"},
 		{[]float32{0, 0.5, math.Nextafter32(1, 2)}, "outside of [0,1]"},
 		{[]float32{-1e-9, 0.5, 1}, "outside of [0,1]"},
 		{[]float32{0, float32(math.NaN()), 1}, "outside of [0,1]"},
 		{[]float32{0, 0.5}, "2 adversarial pixels for 3"},
 	} {
-		err := threat.Verify(c.adv, clean)
+		err := threat.Verify(c.adv, clean, len(clean))
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: error %v, want %q", c.adv, err, c.want)
 		}
@@ -200,11 +200,11 @@ func FuzzCase43Ball(f *testing.F) {
 		}
 		x, c := []float32{moved}, []float32{clean}
 		ball.Project(x, c)
-		if err := threat.Verify(x, c); err != nil {
+		if err := threat.Verify(x, c, 1); err != nil {
 			t.Fatalf("project %v around %v: %v", moved, clean, err)
 		}
 		ball.RandomStart(x, c, rand.NewPCG(seed, seed))
-		if err := threat.Verify(x, c); err != nil {
+		if err := threat.Verify(x, c, 1); err != nil {
 			t.Fatalf("random start around %v: %v", clean, err)
 		}
 		inside := x[0]
@@ -283,7 +283,7 @@ func TestCase44FGSMEqualsOnePGDStep(t *testing.T) {
 	}
 	loop := Loop{Model: m, Ball: ball, Alpha: float32(threat.Epsilon)}
 	step := slices.Clone(x)
-	if err := loop.Step(step, x, 6, CrossEntropy(labels, 5), nil); err != nil {
+	if err := loop.Step(step, x, 6, CrossEntropy(labels, 5)); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(fgsm, step) {
@@ -509,7 +509,7 @@ func TestBadInputIsRefused(t *testing.T) {
 		"negative epsilon": {Threat{"linf", -0.1}, x, labels, "threat.epsilon"},
 		"NaN epsilon":      {Threat{"linf", math.NaN()}, x, labels, "threat.epsilon"},
 		"infinite epsilon": {Threat{"linf", math.Inf(1)}, x, labels, "threat.epsilon"},
-		"norm":             {Threat{"l2", 0.1}, x, labels, `unknown norm "l2": have linf`},
+		"norm":             {Threat{"l3", 0.1}, x, labels, `unknown norm "l3": have l2, linf`},
 	} {
 		for _, a := range []Attack{FGSM(c.threat), PGD(c.threat, PGDConfig{Steps: 2}), Noise(c.threat, 2)} {
 			if _, err := a.Perturb(context.Background(), m, c.x, c.labels, 1); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -569,7 +569,7 @@ func TestStepHardlyAllocates(t *testing.T) {
 	loop := Loop{Model: m, Ball: Linf(0.3), Alpha: 0.1}
 	loss := CrossEntropy(labels, 3)
 	perWorker := float64(4 + 3*runtime.GOMAXPROCS(0)) // goroutines, not memory for images
-	if n := testing.AllocsPerRun(20, func() { loop.Step(adv, x, 64, loss, nil) }); n > perWorker {
+	if n := testing.AllocsPerRun(20, func() { loop.Step(adv, x, 64, loss) }); n > perWorker {
 		t.Errorf("%v allocations a step", n)
 	}
 }

@@ -11,15 +11,14 @@ import (
 	"github.com/temper-ml/temper/models/nn"
 )
 
-// Loop is projected gradient ascent, the one loop behind FGSM, PGD and
-// adversarial training. It serves one goroutine at a time, and itself works on
+// Loop is projected gradient ascent on a whole batch, the loop of adversarial
+// training and FGSM. It serves one goroutine at a time, and itself works on
 // the rows of a batch from all processors.
 type Loop struct {
 	Model Model
 	Ball  Ball
 	Alpha float32 // size of a step, in the ball's norm
 	steps int     // taken so far, for errors
-	still []bool  // rows that do not move in this step
 }
 
 // Start moves the first n images of x to random starts around those of clean,
@@ -38,43 +37,24 @@ func (l *Loop) Start(ball Ball, x, clean []float32, n int, seed, draw uint64) {
 }
 
 // Step moves the first n images of x one step up their loss, inside the ball
-// around the images of clean. Before an image moves, visit (if any) is told
-// its logits and may return false to keep it, or put another image in its
-// place. A nil loss means that no image moves.
-func (l *Loop) Step(x, clean []float32, n int, loss nn.Loss, visit func(row int, logits []float32) (move bool)) error {
+// around the images of clean.
+func (l *Loop) Step(x, clean []float32, n int, loss nn.Loss) error {
 	network := l.Model.Network()
 	size, classes := network.Input.Size(), network.Classes()
 	l.steps++
-	var logits, gradient []float32
-	var err error
-	if loss == nil {
-		logits, err = l.Model.Logits(x, n)
-	} else {
-		logits, gradient, err = l.Model.Gradient(x, n, loss)
-	}
+	logits, gradient, err := l.Model.Gradient(x, n, loss)
 	if err != nil {
 		return fmt.Errorf("attack: step %d: %w", l.steps, err)
 	}
-	if len(l.still) < n {
-		l.still = make([]bool, n)
-	}
 	for row := range n {
-		z := logits[row*classes : (row+1)*classes]
-		if !finite(z) {
-			return fmt.Errorf("attack: step %d: the logits of row %d are not finite: %v", l.steps, row, z)
+		if z := logits[row*classes : (row+1)*classes]; !finite(z) {
+			return fmt.Errorf("attack: step %d: the output %v of row %d is not finite", l.steps, z, row)
 		}
-		l.still[row] = visit != nil && !visit(row, z)
-	}
-	if loss == nil {
-		return nil
 	}
 	var bad atomic.Int64 // a row whose gradient is not finite, plus 1
 	share(n, func(lo, hi int) {
 		for row := lo; row < hi; row++ {
 			at, end := row*size, (row+1)*size
-			if l.still[row] {
-				continue
-			}
 			if !finite(gradient[at:end]) {
 				bad.Store(int64(row) + 1)
 				return

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/temper-ml/temper/models/unknown"
 )
@@ -11,16 +12,16 @@ import (
 // Threat says what an attacker may do: change an image by at most Epsilon in
 // the given norm. Pixels are in [0,1] before and after.
 type Threat struct {
-	Norm    string  `yaml:"norm" json:"norm"`       // "linf"
-	Epsilon float64 `yaml:"epsilon" json:"epsilon"` // in pixels of [0,1]; 1 and above allows every image
+	Norm    string  `yaml:"norm" json:"norm"`       // "linf" or "l2"
+	Epsilon float64 `yaml:"epsilon" json:"epsilon"` // in pixels of [0,1]; in linf 1 and above allows every image
 }
 
 // Norms are the norms a threat can name.
-func Norms() []string { return []string{"linf"} }
+func Norms() []string { return []string{"l2", "linf"} }
 
 // Validate reports what is wrong with the threat, naming the key.
 func (t Threat) Validate() error {
-	if t.Norm != "linf" {
+	if !slices.Contains(Norms(), t.Norm) {
 		return fmt.Errorf("threat.norm: %w", unknown.Name("norm", t.Norm, Norms()))
 	}
 	if !(t.Epsilon >= 0) || math.IsInf(t.Epsilon, 0) {
@@ -34,30 +35,48 @@ func (t Threat) Ball() (Ball, error) {
 	if err := t.Validate(); err != nil {
 		return nil, err
 	}
+	if t.Norm == "l2" {
+		return L2(t.Epsilon), nil
+	}
 	return Linf(t.Epsilon), nil
 }
 
-// Verify checks in float32 that every pixel of adv is in the box [0,1] and
-// that adv is within the ball around clean.
-func (t Threat) Verify(adv, clean []float32) error {
-	if len(adv) != len(clean) {
-		return fmt.Errorf("attack: %d adversarial pixels for %d clean ones", len(adv), len(clean))
+// Verify checks in float32 that every pixel of adv [n, size] is in the box
+// [0,1] and that every image is within the ball around the one of clean.
+func (t Threat) Verify(adv, clean []float32, size int) error {
+	if len(adv) != len(clean) || size < 1 || len(adv)%size != 0 {
+		return fmt.Errorf("attack: %d adversarial pixels for %d clean ones, in images of %d", len(adv), len(clean), size)
 	}
-	epsilon := float32(t.Epsilon)
-	for i, v := range adv {
-		if !(v >= 0 && v <= 1) {
-			return fmt.Errorf("attack: adversarial pixel %d is %v: outside of [0,1]", i, v)
+	for at := 0; at < len(adv); at += size {
+		for i, v := range adv[at : at+size] {
+			if !(v >= 0 && v <= 1) {
+				return fmt.Errorf("attack: pixel %d of adversarial image %d is %v: outside of [0,1]", i, at/size, v)
+			}
 		}
-		if d := v - clean[i]; !(d <= epsilon && -d <= epsilon) {
-			return fmt.Errorf("attack: pixel %d moved by %v: more than epsilon %v", i, d, epsilon)
+		if d := t.Distance(adv[at:at+size], clean[at:at+size]); !(d <= float64(float32(t.Epsilon))) {
+			return fmt.Errorf("attack: image %d moved by %v in %s: more than epsilon %v", at/size, d, t.Norm, t.Epsilon)
 		}
 	}
 	return nil
 }
 
+// Distance is the threat's norm of the difference of two images: of pixels
+// subtracted in float32, summed in float64.
+func (t Threat) Distance(x, clean []float32) float64 {
+	if t.Norm == "l2" {
+		return l2Distance(x, clean)
+	}
+	most := float32(0)
+	for i, v := range x {
+		d := v - clean[i]
+		most = max(most, d, -d) // NaN stays
+	}
+	return float64(most)
+}
+
 // Ball is a threat model: the images an attacker may turn a clean image into.
-// Every attack is a loop over its three operations. All slices hold the
-// pixels of one image.
+// Every attack is a loop over its operations. All slices hold the pixels of
+// one image.
 type Ball interface {
 	// Project moves x to the nearest image allowed: within the ball around
 	// clean and within the box [0,1].
@@ -67,6 +86,13 @@ type Ball interface {
 	Step(x, gradient []float32, alpha float32)
 	// RandomStart writes to x an image drawn from the ball around clean.
 	RandomStart(x, clean []float32, rng *rand.PCG)
+}
+
+// surfaced is a Ball with APGD's random start: a draw that is stretched to the
+// ball's surface, then clipped to the box.
+type surfaced interface {
+	Ball
+	surfaceStart(x, clean []float32, rng *rand.PCG)
 }
 
 // Linf is the ball in the maximum norm: every pixel may change by the radius.
@@ -113,6 +139,93 @@ func (r Linf) RandomStart(x, clean []float32, rng *rand.PCG) {
 	r.Project(x, clean)
 }
 
+func (r Linf) surfaceStart(x, clean []float32, rng *rand.PCG) {
+	clear(x)
+	addNoise(x, x, 1, rng)
+	most := float32(tiny)
+	for _, v := range x {
+		most = max(most, v, -v)
+	}
+	scale := float32(min(r, 1)) / most
+	for i, v := range x {
+		x[i] = clean[i] + v*scale
+	}
+	r.Project(x, clean)
+}
+
+// L2 is the ball in the Euclidean norm.
+type L2 float32
+
+// Project shortens the way from clean to the radius, then clips to the box,
+// which shortens it further as clean is in the box.
+func (r L2) Project(x, clean []float32) {
+	clipBox(x)
+	norm := l2Distance(x, clean)
+	if norm <= float64(r) {
+		return
+	}
+	// A little less than the radius, for what rounding adds; where the radius
+	// is so small that rounding matters more, a lot less.
+	for _, scale := range []float64{1 - 1e-6, 1 - 1e-3, 0.5} {
+		s := float32(scale * float64(r) / norm)
+		for i, v := range x {
+			x[i] = min(max(clean[i]+(v-clean[i])*s, 0), 1)
+		}
+		if norm = l2Distance(x, clean); norm <= float64(r) {
+			return
+		}
+	}
+	copy(x, clean)
+}
+
+// Step moves by alpha along the gradient; a zero gradient leaves x alone.
+func (L2) Step(x, gradient []float32, alpha float32) {
+	if norm := l2Norm(gradient); norm > 0 {
+		s := float64(alpha) / norm
+		for i, g := range gradient {
+			x[i] += float32(float64(g) * s)
+		}
+	}
+}
+
+// RandomStart draws uniformly from the ball and clips to the box.
+func (r L2) RandomStart(x, clean []float32, rng *rand.PCG) {
+	u := rand.New(rng).Float64()
+	r.drawAt(float64(r)*math.Pow(u, 1/float64(len(x))), x, clean, rng)
+}
+
+func (r L2) surfaceStart(x, clean []float32, rng *rand.PCG) { r.drawAt(float64(r), x, clean, rng) }
+
+// drawAt goes a distance in a random direction.
+func (r L2) drawAt(distance float64, x, clean []float32, rng *rand.PCG) {
+	normal := rand.New(rng)
+	for i := range x {
+		x[i] = float32(normal.NormFloat64())
+	}
+	s := float32(distance / (l2Norm(x) + tiny))
+	for i, v := range x {
+		x[i] = clean[i] + v*s
+	}
+	r.Project(x, clean)
+}
+
+func l2Norm(x []float32) float64 {
+	sum := 0.0
+	for _, v := range x {
+		sum += float64(v) * float64(v)
+	}
+	return math.Sqrt(sum)
+}
+
+func l2Distance(x, clean []float32) float64 {
+	sum := 0.0
+	for i, v := range x {
+		d := float64(v - clean[i])
+		sum += d * d
+	}
+	return math.Sqrt(sum)
+}
+
 // addNoise sets x to clean plus noise drawn from U(-r, r), two pixels of
 // 32 random bits each a draw.
 func addNoise(x, clean []float32, r float32, rng *rand.PCG) {
@@ -132,7 +245,9 @@ func addNoise(x, clean []float32, r float32, rng *rand.PCG) {
 type Noisy float32
 
 // Project clips every pixel to [0,1].
-func (Noisy) Project(x, clean []float32) {
+func (Noisy) Project(x, clean []float32) { clipBox(x) }
+
+func clipBox(x []float32) {
 	for i, v := range x {
 		x[i] = min(max(v, 0), 1)
 	}

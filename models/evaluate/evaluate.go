@@ -311,7 +311,7 @@ func (e *measurement) perturb(ctx context.Context, a *attempt, x []float32, labe
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", a.attack.Name(), err)
 	}
-	if err := e.options.Threat.Verify(adv, x); err != nil {
+	if err := e.options.Threat.Verify(adv, x, e.test.Shape.Size()); err != nil {
 		return nil, fmt.Errorf("%s: %w", a.attack.Name(), err)
 	}
 	return adv, nil

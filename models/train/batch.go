@@ -106,7 +106,7 @@ func (b *batches) make(step int, m method) (objective, error) {
 	}
 	b.loop.Ball, b.loop.Alpha = m.ball, m.alpha
 	for range m.steps {
-		if err := b.loop.Step(adv, clean, b.rows-kept, loss, nil); err != nil {
+		if err := b.loop.Step(adv, clean, b.rows-kept, loss); err != nil {
 			return objective{}, err
 		}
 	}

@@ -100,7 +100,7 @@ Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise.`,
 				if err != nil {
 					return step.BadInput(fmt.Errorf("%s: %w", a.Name(), err))
 				}
-				if err := threat.Verify(adv, x); err != nil {
+				if err := threat.Verify(adv, x, clean.Shape.Size()); err != nil {
 					return fmt.Errorf("%s: %w", a.Name(), err)
 				}
 				adversarial.Floats = append(adversarial.Floats, adv...)

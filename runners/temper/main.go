@@ -13,6 +13,7 @@ import (
 	"github.com/temper-ml/temper/runners/step/choose"
 	"github.com/temper-ml/temper/runners/step/demo"
 	"github.com/temper-ml/temper/runners/step/evaluate"
+	"github.com/temper-ml/temper/runners/step/images"
 	"github.com/temper-ml/temper/runners/step/keygen"
 	"github.com/temper-ml/temper/runners/step/pack"
 	"github.com/temper-ml/temper/runners/step/promote"
@@ -48,7 +49,7 @@ Each command reads artifacts from an OCI registry or an OCI layout folder
 		demo.Command(),
 		check.Command(), train.Command(), attack.Command(), evaluate.Command(), retrain.Command(), choose.Command(),
 		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(),
-		serve.Command(), sentinel.Command(), registry.Command(),
+		serve.Command(), sentinel.Command(), registry.Command(), images.Command(),
 	)
 	return root
 }

@@ -178,6 +178,19 @@ func (l Layer) Kind() string {
 	return o.kind()
 }
 
+// Output is the shape that the layer makes of its inputs'.
+func (l Layer) Output(in ...Shape) (Shape, error) {
+	op, err := l.operation()
+	if err != nil {
+		return Shape{}, err
+	}
+	out, err := op.output(in)
+	if err == nil && out.Size() > maxActivity {
+		err = fmt.Errorf("too large: it makes %v, %d activations, at most %d", out, out.Size(), maxActivity)
+	}
+	return out, err
+}
+
 // ReLU tells whether the layer ends in a ReLU of its own.
 func (l Layer) ReLU() bool {
 	switch {

@@ -83,15 +83,12 @@ func (d *Description) Shapes() ([]Shape, error) {
 			inputs = append(inputs, shapes[from+1])
 		}
 		in = inputs[0]
-		op, err := l.operation()
-		if err != nil {
-			return nil, fail(err)
-		}
-		out, err := op.output(inputs)
+		out, err := l.Output(inputs...)
 		if err != nil {
 			return nil, fail(err)
 		}
 		work := out.Size()
+		op, _ := l.operation()
 		if w, ok := op.(weighted); ok {
 			size := product(w.weightShape(in))
 			parameters += size + biasSize(w, in)
@@ -179,6 +176,21 @@ func (d Description) Normalised(mean, std []float32) (Description, error) {
 	return d, err
 }
 
+// Normalised is the network behind a normalisation of its input, with a copy of
+// its weights; see (Description).Normalised.
+func (n *Network) Normalised(mean, std []float32) (*Network, error) {
+	d, err := n.Description.Normalised(mean, std)
+	if err != nil {
+		return nil, err
+	}
+	out, err := Zero(d)
+	if err != nil {
+		return nil, err
+	}
+	copy(out.flat, n.flat)
+	return out, nil
+}
+
 func product(shape []int) int {
 	size := 1
 	for _, s := range shape {
@@ -216,13 +228,7 @@ func Zero(d Description) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{Description: d, shapes: shapes}
-	total := 0
-	for i := range d.Layers {
-		if w, in := n.weighted(i); w != nil {
-			total += product(w.weightShape(in)) + biasSize(w, in)
-		}
-	}
-	n.flat = make([]float32, total)
+	n.flat = make([]float32, d.size(shapes))
 	at := 0
 	add := func(layer int, kind string, shape ...int) {
 		size := product(shape)
@@ -233,7 +239,7 @@ func Zero(d Description) (*Network, error) {
 		at += size
 	}
 	for i := range d.Layers {
-		if w, in := n.weighted(i); w != nil {
+		if w, in := n.weighted(i, shapes); w != nil {
 			add(i, "weight", w.weightShape(in)...)
 			add(i, "bias", biasSize(w, in))
 		}
@@ -242,13 +248,31 @@ func Zero(d Description) (*Network, error) {
 }
 
 // weighted is layer i, with its input's shape, where it has parameters.
-func (n *Network) weighted(i int) (weighted, Shape) {
-	op, err := n.Layers[i].operation()
+func (d *Description) weighted(i int, shapes []Shape) (weighted, Shape) {
+	op, err := d.Layers[i].operation()
 	if err != nil {
 		panic("nn: " + err.Error()) // Shapes refuses such a layer
 	}
 	w, _ := op.(weighted)
-	return w, n.shapes[n.Inputs(i)[0]+1]
+	return w, shapes[d.Inputs(i)[0]+1]
+}
+
+// Size is the number of parameters, 0 where the description is not valid.
+func (d *Description) Size() int {
+	shapes, err := d.Shapes()
+	if err != nil {
+		return 0
+	}
+	return d.size(shapes)
+}
+
+func (d *Description) size(shapes []Shape) (total int) {
+	for i := range d.Layers {
+		if w, in := d.weighted(i, shapes); w != nil {
+			total += product(w.weightShape(in)) + biasSize(w, in)
+		}
+	}
+	return total
 }
 
 // New makes a network with random weights: U(-1/sqrt(fan in), 1/sqrt(fan in))

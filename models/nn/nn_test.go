@@ -82,7 +82,7 @@ func TestImpossibleDescriptionsAreRefused(t *testing.T) {
 		{"activations", func(d *Description) {
 			d.Input = Shape{Height: 1024, Width: 1024, Channels: 1}
 			d.Layers = []Layer{{Conv: &Conv{Filters: 8192, Kernel: 1}}, {MaxPool: &MaxPool{Size: 15}}, {MaxPool: &MaxPool{Size: 15}}, {Dense: &Dense{Units: 2}}}
-		}, "layer 0 (conv): too large: 8590983168 activations"},
+		}, "too large: it makes 1024x1024x8192, 8589934592 activations"},
 		{"overflowing parameters", func(d *Description) {
 			d.Layers = []Layer{{Dense: &Dense{Units: MaxParameters}}, {Dense: &Dense{Units: MaxParameters}}}
 		}, "too large"},

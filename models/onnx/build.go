@@ -1,79 +1,106 @@
 package onnx
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
 	"math"
 	"slices"
-	"strings"
 
 	"github.com/temper-ml/temper/models/nn"
 )
 
-// builder follows a graph's only path from input to output and collects the
-// layers on it.
+// builder follows a graph's nodes in order and collects the layers they make.
 type builder struct {
 	graph   *graph
 	tensors map[string]*tensor // initializers and constants, by name
 	used    map[string]bool    // names of tensors that a node has read
 	weights map[*tensor]bool   // tensors that are some layer's weight
-	made    map[string]*node   // the node that made each value; nil for the input
+	values  map[string]value   // made by nodes, and the input
+	numbers map[string][]int64 // shapes and what is computed from them
+	uses    map[string]int     // how often each name is read
+	batch   int64              // the size of N, 0 where it is free
 
-	value  string   // what the next node must read
-	shape  nn.Shape // of one example of the value, before it was flattened
-	flat   bool     // the value is [N, features]
-	batch  int64    // the size of N, 0 where it is free
 	layers []nn.Layer
-	fill   []func(weight, bias []float32) // copies each layer's parameters from the file
+	shapes []nn.Shape // of the input and of each layer
+	alone  []bool     // nothing else reads what this layer takes
+	fills  []fill
 }
 
-// operators are what a graph may consist of. Each checks its node, reads the
-// value so far, and moves the builder's shape to that of the value it makes.
-var operators map[string]func(*builder, *node) error
+// fill writes a layer's parameters: those of the file, times scale, plus shift,
+// each nil or one number for each output channel: what was folded into it.
+type fill struct {
+	write        func(weight, bias []float32)
+	scale, shift []float64
+}
 
-func init() {
-	operators = map[string]func(*builder, *node) error{
-		"Constant": (*builder).constant,
-		"Conv":     (*builder).conv,
-		"Flatten":  (*builder).flatten,
-		"Gemm":     (*builder).gemm,
-		"Identity": (*builder).identity,
-		"MaxPool":  (*builder).maxPool,
-		"Relu":     (*builder).relu,
-		"Reshape":  (*builder).reshape,
+func (f *fill) run(weight, bias []float32) {
+	f.write(weight, bias)
+	if f.scale == nil {
+		return
+	}
+	for i, w := range weight {
+		weight[i] = float32(float64(w) * f.scale[i%len(bias)])
+	}
+	for c, v := range bias {
+		bias[c] = float32(float64(v)*f.scale[c] + f.shift[c])
 	}
 }
 
-// build makes the network that a graph describes.
-func build(g *graph) (*nn.Network, error) {
-	b := &builder{graph: g, tensors: map[string]*tensor{}, used: map[string]bool{}, weights: map[*tensor]bool{}, made: map[string]*node{}}
+// shared is how much larger than its file a network may be: files may name one
+// small tensor for several layers, such as biases that are equal.
+const shared = 1 << 20
+
+// build makes the network that a graph, in a file of size bytes, describes.
+// mean and std, where given, normalise its input.
+func build(g *graph, size int, mean, std []float32) (*nn.Network, error) {
+	b := &builder{
+		graph: g, tensors: map[string]*tensor{}, used: map[string]bool{}, weights: map[*tensor]bool{},
+		values: map[string]value{}, numbers: map[string][]int64{}, uses: map[string]int{},
+	}
 	for _, t := range g.initializers {
 		if err := b.addTensor(t.name, t); err != nil {
 			return nil, err
 		}
 	}
+	for _, n := range g.nodes {
+		for _, in := range n.inputs {
+			b.uses[in]++
+		}
+	}
+	for _, out := range g.outputs {
+		b.uses[out.name]++
+	}
 	if err := b.input(); err != nil {
 		return nil, err
 	}
-	d := nn.Description{Name: g.name, Input: b.shape}
 	for _, n := range g.nodes {
 		if err := b.apply(n); err != nil {
 			return nil, fmt.Errorf("%v: %w", n, err)
 		}
 	}
-	d.Layers = b.layers
+	d := nn.Description{Name: g.name, Input: b.shapes[0]}
 	if err := b.output(&d); err != nil {
 		return nil, err
+	}
+	first := 0
+	if mean != nil || std != nil {
+		var err error
+		if d, err = d.Normalised(mean, std); err != nil {
+			return nil, err
+		}
+		first = 1
+	}
+	if parameters := d.Size(); 4*parameters > size+shared {
+		return nil, fmt.Errorf("%d parameters from a file of %d bytes: weights that nodes share are not supported", parameters, size)
 	}
 	net, err := nn.Zero(d)
 	if err != nil {
 		return nil, err
 	}
-	for i, fill := range b.fill {
-		if fill != nil {
-			fill(net.Weights(i))
+	for i := range b.fills {
+		if f := &b.fills[i]; f.write != nil {
+			f.run(net.Weights(first + i))
 		}
 	}
 	return net, nil
@@ -117,30 +144,50 @@ func (b *builder) input() error {
 			return fmt.Errorf("input %q has shape %v: only the first dimension may be free", in.name, in.dims)
 		}
 	}
-	b.value, b.batch = in.name, in.dims[0]
-	b.made[in.name] = nil
-	if b.flat = len(in.dims) == 2; b.flat {
-		b.shape = nn.Shape{Height: 1, Width: 1, Channels: int(in.dims[1])}
-	} else {
-		b.shape = nn.Shape{Height: int(in.dims[2]), Width: int(in.dims[3]), Channels: int(in.dims[1])}
+	b.batch = in.dims[0]
+	s := nn.Shape{Height: 1, Width: 1, Channels: int(in.dims[1])}
+	v := vector(-1, s.Channels)
+	if len(in.dims) == 4 {
+		s.Height, s.Width = int(in.dims[2]), int(in.dims[3])
+		v = image(-1, s)
+	}
+	b.shapes, b.values[in.name] = []nn.Shape{s}, v
+	// A wrong input is an error now, before anything is computed from its size.
+	d := nn.Description{Input: s, Layers: []nn.Layer{{AvgPool: &nn.AvgPool{}}, {Dense: &nn.Dense{Units: 2}}}}
+	if _, err := d.Shapes(); err != nil {
+		return fmt.Errorf("input %q: %w", in.name, err)
 	}
 	return nil
 }
 
-// output checks that nothing is left over at the end of the path.
+// output checks that nothing is left over, and completes the description.
 func (b *builder) output(d *nn.Description) error {
 	if len(b.graph.outputs) != 1 {
 		return fmt.Errorf("the graph has %d outputs: exactly one, the logits, is supported", len(b.graph.outputs))
 	}
 	out := b.graph.outputs[0]
-	if out.name != b.value {
-		return fmt.Errorf("the graph's output is %q, but its last node makes %q", out.name, b.value)
+	for _, n := range b.graph.nodes {
+		if b.uses[n.outputs[0]] == 0 {
+			return fmt.Errorf("%v: its output %q is read by no node, and the graph's output is %q", n, n.outputs[0], out.name)
+		}
+	}
+	v, ok := b.values[out.name]
+	if !ok {
+		return fmt.Errorf("the graph's output %q is made by no node", out.name)
+	}
+	v, err := b.vector(v)
+	if err != nil {
+		return fmt.Errorf("output %q: %w", out.name, err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(b.tensors)) {
 		if !b.used[name] {
 			return fmt.Errorf("tensor %q is read by no node: a tensor too many", name)
 		}
 	}
+	if v.layer != len(b.layers)-1 {
+		return fmt.Errorf("the graph's output %q is not what its last layer makes", out.name)
+	}
+	d.Layers = b.layers
 	if _, err := d.Shapes(); err != nil {
 		return err
 	}
@@ -150,437 +197,346 @@ func (b *builder) output(d *nn.Description) error {
 	return nil
 }
 
-// apply takes one node of the path.
+// made tells whether a name is taken.
+func (b *builder) made(name string) bool {
+	_, value := b.values[name]
+	_, numbers := b.numbers[name]
+	return value || numbers || b.tensors[name] != nil
+}
+
+// apply takes one node.
 func (b *builder) apply(n *node) error {
 	operator := operators[n.op]
 	if operator == nil {
-		return fmt.Errorf("operator %q is not supported: supported are %s", n.op, strings.Join(slices.Sorted(maps.Keys(operators)), ", "))
+		return fmt.Errorf("operator %q is not supported: supported are %s", n.op, supported())
 	}
-	if len(n.outputs) != 1 || n.outputs[0] == "" {
-		return fmt.Errorf("%d outputs: exactly one is supported", len(n.outputs))
+	if len(n.outputs) == 0 || n.outputs[0] == "" {
+		return errors.New("it has no output")
+	}
+	for _, extra := range n.outputs[1:] { // such as a Dropout's mask
+		if b.uses[extra] > 0 && extra != "" {
+			return fmt.Errorf("its output %q is read: only the first output is supported", extra)
+		}
 	}
 	out := n.outputs[0]
-	if _, twice := b.made[out]; twice || b.tensors[out] != nil {
+	if b.made(out) {
 		return fmt.Errorf("its output %q is already made elsewhere", out)
 	}
-	if n.op == "Constant" || n.op == "Identity" && len(n.inputs) == 1 && b.tensors[n.inputs[0]] != nil {
-		return operator(b, n) // makes a tensor, off the path
-	}
-	if len(n.inputs) == 0 {
-		return errors.New("it has no input")
-	}
-	if in := n.inputs[0]; in != b.value {
-		return b.offPath(in)
-	}
-	if err := operator(b, n); err != nil {
-		return err
-	}
-	b.value = out
-	b.made[out] = n
-	return nil
-}
-
-// offPath explains why a node cannot read a value.
-func (b *builder) offPath(in string) error {
-	if b.tensors[in] != nil {
-		return fmt.Errorf("it reads tensor %q where the value %q is expected", in, b.value)
-	}
-	if _, earlier := b.made[in]; earlier {
-		return fmt.Errorf("it reads %q, which another node has read: the graph branches, but only a chain is supported", in)
-	}
-	for _, n := range b.graph.nodes {
-		if slices.Contains(n.outputs, in) {
-			return fmt.Errorf("it reads %q, which %v makes later: the graph has a cycle or is not in order", in, n)
+	for i, in := range n.inputs {
+		if in == "" && i > 0 || b.made(in) {
+			continue
 		}
-	}
-	return fmt.Errorf("it reads %q, which nothing makes", in)
-}
-
-// layer adds a layer whose output has the given shape.
-func (b *builder) layer(l nn.Layer, out nn.Shape, fill func(weight, bias []float32)) error {
-	if len(b.layers) == nn.MaxLayers {
-		return fmt.Errorf("more than %d layers", nn.MaxLayers)
-	}
-	b.layers = append(b.layers, l)
-	b.fill = append(b.fill, fill)
-	b.shape = out
-	return nil
-}
-
-func (b *builder) conv(n *node) error {
-	if err := n.allow(attributes{"auto_pad": kindString, "dilations": kindInts, "group": kindInt, "kernel_shape": kindInts, "pads": kindInts, "strides": kindInts}); err != nil {
-		return err
-	}
-	if b.flat {
-		return errors.New("its input is [N, features], not [N, channels, height, width]")
-	}
-	w, bias, err := b.parameters(n, 4)
-	if err != nil {
-		return err
-	}
-	if w.dims[2] != w.dims[3] || w.dims[2] > nn.MaxSide {
-		return fmt.Errorf("weight %q has shape %v: the kernel must be square, its side at most %d", w.name, w.dims, nn.MaxSide)
-	}
-	if group := n.int("group", 1); group != 1 {
-		return fmt.Errorf("group %d: only 1 is supported", group)
-	}
-	if err := n.noDilation(); err != nil {
-		return err
-	}
-	out, in, k := int(w.dims[0]), int(w.dims[1]), int(w.dims[2])
-	if in != b.shape.Channels {
-		return fmt.Errorf("weight %q has shape %v, for %d input channels, but its input is %s", w.name, w.dims, in, b.chw())
-	}
-	if bias != nil && bias.dims[0] != w.dims[0] {
-		return fmt.Errorf("bias %q has shape %v, weight %q %v: as many biases as filters are expected", bias.name, bias.dims, w.name, w.dims)
-	}
-	kernel, err := n.same("kernel_shape", 2, k)
-	if err != nil {
-		return err
-	}
-	if kernel != k {
-		return fmt.Errorf("kernel_shape %d, but weight %q has shape %v", kernel, w.name, w.dims)
-	}
-	stride, err := n.same("strides", 2, 1)
-	if err != nil {
-		return err
-	}
-	pad, err := n.padding()
-	if err != nil {
-		return err
-	}
-	h, wd := b.shape.Height+2*pad-k, b.shape.Width+2*pad-k
-	if h < 0 || wd < 0 || stride < 1 {
-		return fmt.Errorf("kernel %d, stride %d and padding %d do not fit its input %s", k, stride, pad, b.chw())
-	}
-	c := &nn.Conv{Filters: out, Kernel: k, Padding: pad}
-	if stride != 1 {
-		c.Stride = stride
-	}
-	return b.layer(nn.Layer{Conv: c}, nn.Shape{Height: h/stride + 1, Width: wd/stride + 1, Channels: out}, func(weight, biases []float32) {
-		convOrder(k, in, out, func(here, there int) { weight[here] = w.float(there) })
-		bias.copyTo(biases)
-	})
-}
-
-func (b *builder) gemm(n *node) error {
-	if err := n.allow(attributes{"alpha": kindFloat, "beta": kindFloat, "transA": kindInt, "transB": kindInt}); err != nil {
-		return err
-	}
-	for _, a := range n.attributes {
-		if a.kind == kindFloat && a.float != 1 || a.name == "transA" && a.int != 0 {
-			return fmt.Errorf("%s is not its default: only transB may differ", a.name)
-		}
-	}
-	if !b.flat {
-		return errors.New("its input is not [N, features]: put a Flatten before it")
-	}
-	w, bias, err := b.parameters(n, 2)
-	if err != nil {
-		return err
-	}
-	in, size := b.shape, int(w.dims[0])
-	out, transposed := int(w.dims[1]), n.int("transB", 0) != 0
-	if transposed {
-		out, size = size, out
-	}
-	if size != in.Size() {
-		return fmt.Errorf("weight %q has shape %v, for %d inputs, but its input is %s, %d values", w.name, w.dims, size, b.chw(), in.Size())
-	}
-	if bias != nil && int(bias.dims[0]) != out {
-		return fmt.Errorf("bias %q has shape %v, weight %q %v: %d biases are expected", bias.name, bias.dims, w.name, w.dims, out)
-	}
-	return b.layer(nn.Layer{Dense: &nn.Dense{Units: out}}, nn.Shape{Height: 1, Width: 1, Channels: out}, func(weight, biases []float32) {
-		denseOrder(in, out, transposed, func(here, there int) { weight[here] = w.float(there) })
-		bias.copyTo(biases)
-	})
-}
-
-func (b *builder) maxPool(n *node) error {
-	if err := n.allow(attributes{"auto_pad": kindString, "ceil_mode": kindInt, "dilations": kindInts, "kernel_shape": kindInts, "pads": kindInts, "storage_order": kindInt, "strides": kindInts}); err != nil {
-		return err
-	}
-	if b.flat || len(n.inputs) != 1 {
-		return errors.New("it must have one input, [N, channels, height, width]")
-	}
-	size, err := n.same("kernel_shape", 2, 0)
-	if err != nil {
-		return err
-	}
-	stride, err := n.same("strides", 2, 1)
-	if err != nil {
-		return err
-	}
-	if size < 1 || stride != size {
-		return fmt.Errorf("kernel %d, stride %d: only windows that do not overlap (stride equal to kernel) are supported", size, stride)
-	}
-	pad, err := n.padding()
-	if err != nil {
-		return err
-	}
-	if pad != 0 {
-		return fmt.Errorf("padding %d: only 0 is supported", pad)
-	}
-	if err := n.noDilation(); err != nil {
-		return err
-	}
-	if n.int("ceil_mode", 0) != 0 && (b.shape.Height%size != 0 || b.shape.Width%size != 0) {
-		return fmt.Errorf("ceil_mode: windows of %d do not divide its input %s; only 0 is supported there", size, b.chw())
-	}
-	if size > b.shape.Height || size > b.shape.Width {
-		return fmt.Errorf("windows of %d do not fit its input %s", size, b.chw())
-	}
-	return b.layer(nn.Layer{MaxPool: &nn.MaxPool{Size: size}}, nn.Shape{Height: b.shape.Height / size, Width: b.shape.Width / size, Channels: b.shape.Channels}, nil)
-}
-
-// relu belongs to the layer before it. Pools between them do not matter: the
-// maximum of rectified values is the rectified maximum.
-func (b *builder) relu(n *node) error {
-	if err := n.unary(); err != nil {
-		return err
-	}
-	for _, l := range slices.Backward(b.layers) {
-		switch {
-		case l.Conv != nil:
-			l.Conv.ReLU = true
-			return nil
-		case l.Dense != nil:
-			l.Dense.ReLU = true
-			return nil
-		}
-	}
-	return errors.New("it is supported only after a Conv or Gemm")
-}
-
-func (b *builder) identity(n *node) error {
-	if err := n.unary(); err != nil {
-		return err
-	}
-	// PyTorch names equal biases of several layers by Identity.
-	if t := b.tensors[n.inputs[0]]; t != nil {
-		b.used[n.inputs[0]] = true
-		return b.addTensor(n.outputs[0], t)
-	}
-	return nil
-}
-
-func (b *builder) constant(n *node) error {
-	if err := n.allow(attributes{"value": kindTensor}); err != nil {
-		return err
-	}
-	if len(n.inputs) != 0 || len(n.attributes) != 1 || n.attributes[0].tensor == nil {
-		return errors.New("it must hold one tensor")
-	}
-	return b.addTensor(n.outputs[0], n.attributes[0].tensor)
-}
-
-func (b *builder) flatten(n *node) error {
-	if err := n.allow(attributes{"axis": kindInt}); err != nil {
-		return err
-	}
-	rank := int64(4)
-	if b.flat {
-		rank = 2
-	}
-	if axis := n.int("axis", 1); len(n.inputs) != 1 || axis != 1 && axis != 1-rank {
-		return fmt.Errorf("axis %d of %d inputs: only axis 1, to [N, features], is supported", axis, len(n.inputs))
-	}
-	b.flat = true
-	return nil
-}
-
-// reshape is supported where it is a Flatten, where it changes nothing, and
-// where it makes [N, features, 1, 1] of [N, features].
-func (b *builder) reshape(n *node) error {
-	if err := n.allow(attributes{"allowzero": kindInt}); err != nil {
-		return err
-	}
-	if len(n.inputs) != 2 || b.tensors[n.inputs[1]] == nil {
-		return errors.New("only a constant shape is supported")
-	}
-	b.used[n.inputs[1]] = true
-	to, err := b.tensors[n.inputs[1]].shape()
-	if err != nil {
-		return err
-	}
-	if n.int("allowzero", 0) != 0 && slices.Contains(to, 0) {
-		return fmt.Errorf("to %v, with allowzero: a size of zero is not supported", to)
-	}
-	c, h, w := int64(b.shape.Channels), int64(b.shape.Height), int64(b.shape.Width)
-	from := []int64{b.batch, c, h, w}
-	if b.flat {
-		from = []int64{b.batch, c * h * w}
-	}
-	fits := func(want ...int64) bool {
-		if len(to) != len(want) {
-			return false
-		}
-		inferred := 0
-		for i, d := range to {
-			switch {
-			case d == -1:
-				inferred++
-			case d == 0: // as in the input
-				if i >= len(from) || from[i] != want[i] {
-					return false
-				}
-			case d != want[i]: // a fixed batch too: 0, free, equals no size
-				return false
+		for _, other := range b.graph.nodes {
+			if slices.Contains(other.outputs, in) {
+				return fmt.Errorf("it reads %q, which %v makes later: the graph has a cycle or is not in order", in, other)
 			}
 		}
-		return inferred <= 1
+		return fmt.Errorf("it reads %q, which nothing makes", in)
 	}
-	switch {
-	case fits(b.batch, c*h*w):
-		b.flat = true
-	case fits(b.batch, c, h, w):
-		b.flat = false
-	default:
-		return fmt.Errorf("from %s to %v: supported are [N, features] and a shape that changes nothing", b.chw(), to)
+	if b.ofNumbers(n) {
+		numbers, err := b.compute(n)
+		b.numbers[out] = numbers
+		return err
 	}
+	if n.op == "Constant" || n.op == "Identity" && len(n.inputs) == 1 && b.tensors[n.inputs[0]] != nil {
+		return b.constant(n)
+	}
+	v, err := operator(b, n)
+	if err != nil {
+		return err
+	}
+	b.values[out] = v
 	return nil
 }
 
-// chw is the value's shape as ONNX writes it.
-func (b *builder) chw() string {
-	if b.flat {
-		return fmt.Sprintf("[N %d]", b.shape.Size())
+// value is a node's input i.
+func (b *builder) value(n *node, i int) (value, error) {
+	if i >= len(n.inputs) {
+		return value{}, fmt.Errorf("%d inputs: at least %d are expected", len(n.inputs), i+1)
 	}
-	return fmt.Sprintf("[N %d %d %d]", b.shape.Channels, b.shape.Height, b.shape.Width)
+	name := n.inputs[i]
+	v, ok := b.values[name]
+	if !ok {
+		return value{}, fmt.Errorf("it reads tensor %q where a value computed from the input is expected", name)
+	}
+	v.alone = v.alone && b.uses[name] == 1
+	return v, nil
 }
 
-// parameters returns a node's weight, of the given rank, and its bias, nil
-// where it has none.
-func (b *builder) parameters(n *node, rank int) (weight, bias *tensor, err error) {
-	if len(n.inputs) < 2 || len(n.inputs) > 3 {
-		return nil, nil, fmt.Errorf("%d inputs: 2 (value and weight) or 3 (and bias) are expected", len(n.inputs))
-	}
-	get := func(name string, rank int) (*tensor, error) {
-		t := b.tensors[name]
-		switch {
-		case t == nil:
-			return nil, fmt.Errorf("its parameter %q is not among the file's tensors", name)
-		case t.dataType != typeFloat:
-			return nil, fmt.Errorf("tensor %q: element type %d: only float32 (1) is supported", name, t.dataType)
-		case len(t.dims) != rank:
-			return nil, fmt.Errorf("tensor %q has shape %v: %d dimensions are expected", name, t.dims, rank)
-		}
-		b.used[name] = true
-		return t, nil
-	}
-	if weight, err = get(n.inputs[1], rank); err != nil {
-		return nil, nil, err
-	}
-	// Sharing would let a small file make a large network.
-	if b.weights[weight] {
-		return nil, nil, fmt.Errorf("tensor %q is the weight of another node too: shared weights are not supported", n.inputs[1])
-	}
-	b.weights[weight] = true
-	if slices.Contains(weight.dims, 0) {
-		return nil, nil, fmt.Errorf("tensor %q has shape %v: it is empty", n.inputs[1], weight.dims)
-	}
-	if len(n.inputs) == 3 && n.inputs[2] != "" {
-		bias, err = get(n.inputs[2], 1)
-	}
-	return weight, bias, err
-}
-
-// float is element i.
-func (t *tensor) float(i int) float32 {
-	return math.Float32frombits(binary.LittleEndian.Uint32(t.data[4*i:]))
-}
-
-// copyTo copies all elements; a nil tensor copies nothing.
-func (t *tensor) copyTo(dst []float32) {
-	if t == nil {
-		return
-	}
-	for i := range dst {
-		dst[i] = t.float(i)
-	}
-}
-
-// attributes are the names an operator may have, with their kinds.
-type attributes map[string]int64
-
-// allow refuses attributes that are unknown, there twice, or of another kind.
-func (n *node) allow(known attributes) error {
-	seen := map[string]bool{}
-	for _, a := range n.attributes {
-		kind, ok := known[a.name]
-		switch {
-		case !ok && len(known) == 0:
-			return fmt.Errorf("attribute %q: none is supported", a.name)
-		case !ok:
-			return fmt.Errorf("attribute %q is not supported: supported are %s", a.name, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
-		case kind != a.kind:
-			return fmt.Errorf("attribute %q is of kind %d, expected %d", a.name, a.kind, kind)
-		case seen[a.name]:
-			return fmt.Errorf("attribute %q is there twice", a.name)
-		}
-		seen[a.name] = true
-	}
-	return nil
-}
-
-// unary refuses attributes and more than one input.
-func (n *node) unary() error {
+// only is the value of a node with one input.
+func (b *builder) only(n *node) (value, error) {
 	if len(n.inputs) != 1 {
-		return fmt.Errorf("%d inputs: one is expected", len(n.inputs))
+		return value{}, fmt.Errorf("%d inputs: one is expected", len(n.inputs))
 	}
-	return n.allow(nil)
+	return b.value(n, 0)
 }
 
-func (n *node) attribute(name string) *attribute {
-	for _, a := range n.attributes {
-		if a.name == name {
-			return a
+// layer adds a layer on the memory that the values are views of. The result is
+// the view [N, channels, height, width].
+func (b *builder) layer(l nn.Layer, inputs ...value) (value, error) {
+	if len(b.layers) == nn.MaxLayers {
+		return value{}, fmt.Errorf("more than %d layers", nn.MaxLayers)
+	}
+	var shapes []nn.Shape
+	for _, v := range inputs {
+		l.From = append(l.From, v.layer)
+		shapes = append(shapes, b.shapes[v.layer+1])
+	}
+	if len(l.From) == 1 && l.From[0] == len(b.layers)-1 {
+		l.From = nil
+	}
+	out, err := l.Output(shapes...)
+	if err != nil {
+		return value{}, err
+	}
+	b.layers = append(b.layers, l)
+	b.shapes = append(b.shapes, out)
+	b.alone = append(b.alone, inputs[0].alone)
+	b.fills = append(b.fills, fill{})
+	return image(len(b.layers)-1, out), nil
+}
+
+// affine multiplies each channel by a and adds b: numbers for all channels, or
+// one for each. It is folded into the layer before it where that has weights
+// and nothing else reads it; else it is a layer of its own, trained where it is
+// a batch normalisation and constant where it is arithmetic with constants.
+func (b *builder) affine(v value, factor, shift []float64, trained bool) (value, error) {
+	if l := v.layer; l >= 0 && v.alone && b.fills[l].write != nil && !b.layers[l].ReLU() && b.isPlain(v) {
+		f, channels := &b.fills[l], b.shapes[l+1].Channels
+		if f.scale == nil {
+			f.scale, f.shift = make([]float64, channels), make([]float64, channels)
+			for c := range f.scale {
+				f.scale[c] = 1
+			}
+		}
+		for c := range f.scale {
+			k := factor[c%len(factor)]
+			f.scale[c] *= k
+			f.shift[c] = f.shift[c]*k + shift[c%len(shift)]
+		}
+		return v, nil
+	}
+	rank := len(v.dims)
+	v, err := b.plain(v)
+	if err != nil {
+		return v, err
+	}
+	if trained {
+		out, err := b.layer(nn.Layer{Affine: &nn.Affine{}}, v)
+		if err != nil {
+			return v, err
+		}
+		b.fills[out.layer].write = func(weight, bias []float32) {
+			for c := range weight {
+				weight[c], bias[c] = float32(factor[c%len(factor)]), float32(shift[c%len(shift)])
+			}
+		}
+		return out.ofRank(rank), nil
+	}
+	// factor*x + shift is (x - mean) / std. Two in a row, such as the
+	// subtraction and the division of a normalisation, are one.
+	mean, std := []float64{0}, []float64{1}
+	at, last := v, v.layer >= 0 && v.alone && b.layers[v.layer].Normalise != nil && v.layer == len(b.layers)-1
+	if last {
+		before := b.layers[v.layer].Normalise
+		mean, std = wide(before.Mean), wide(before.Std)
+		at.layer = -1
+		if from := b.layers[v.layer].From; from != nil {
+			at.layer = from[0]
+		} else {
+			at.layer = v.layer - 1
+		}
+		at.alone = b.alone[v.layer]
+	}
+	for _, k := range factor {
+		if k == 0 {
+			return v, errors.New("it multiplies by 0")
 		}
 	}
-	return nil
-}
-
-func (n *node) int(name string, absent int64) int64 {
-	if a := n.attribute(name); a != nil {
-		return a.int
+	if slices.ContainsFunc(shift, func(s float64) bool { return s != 0 }) {
+		mean = both(mean, both(std, both(shift, factor, func(s, k float64) float64 { return s / k }), func(d, s float64) float64 { return d * s }),
+			func(m, s float64) float64 { return m - s })
 	}
-	return absent
+	std = both(std, factor, func(d, k float64) float64 { return d / k })
+	if last {
+		b.drop()
+	}
+	out, err := b.layer(nn.Layer{Normalise: &nn.Normalise{Mean: narrow(mean), Std: narrow(std)}}, at)
+	return out.ofRank(rank), err
 }
 
-// same is the value of an attribute of count equal numbers.
-func (n *node) same(name string, count, absent int) (int, error) {
-	a := n.attribute(name)
-	if a == nil {
+// drop forgets the last layer.
+func (b *builder) drop() {
+	last := len(b.layers) - 1
+	b.layers, b.shapes, b.alone, b.fills = b.layers[:last], b.shapes[:last+1], b.alone[:last], b.fills[:last]
+}
+
+// both applies f to two lists, each of one number for all channels or one for
+// each.
+func both(x, y []float64, f func(x, y float64) float64) []float64 {
+	out := make([]float64, max(len(x), len(y)))
+	for i := range out {
+		out[i] = f(x[i%len(x)], y[i%len(y)])
+	}
+	return out
+}
+
+func wide(x []float32) []float64 {
+	out := make([]float64, len(x))
+	for i, v := range x {
+		out[i] = float64(v)
+	}
+	return out
+}
+
+func narrow(x []float64) []float32 {
+	out := make([]float32, len(x))
+	for i, v := range x {
+		out[i] = float32(v)
+	}
+	return out
+}
+
+// isPlain tells whether a value's first dimension is its layer's channels.
+func (b *builder) isPlain(v value) bool {
+	s := b.shapes[v.layer+1]
+	return sameView(v, image(v.layer, s)) || s.Height*s.Width == 1 && sameView(v, vector(v.layer, s.Channels))
+}
+
+// ofRank is a view of one pixel as [N, features] where rank is 1.
+func (v value) ofRank(rank int) value {
+	if rank == 1 && len(v.dims) == 3 {
+		v.dims = v.dims[:1]
+	}
+	return v
+}
+
+// relu belongs to the layer before it where that can hold it and nothing else
+// reads it. Max-pools between them do not matter: the maximum of rectified
+// values is the rectified maximum.
+func (b *builder) relu(v value) (value, error) {
+	at, alone := v.layer, v.alone
+	for at >= 0 && b.layers[at].MaxPool != nil && alone {
+		alone = b.alone[at]
+		if from := b.layers[at].From; from != nil {
+			at = from[0]
+		} else {
+			at--
+		}
+	}
+	if at >= 0 {
+		l := b.layers[at]
+		if l.ReLU() {
+			return v, nil
+		}
+		if alone {
+			switch {
+			case l.Conv != nil:
+				l.Conv.ReLU = true
+				return v, nil
+			case l.Dense != nil:
+				l.Dense.ReLU = true
+				return v, nil
+			case l.Affine != nil:
+				l.Affine.ReLU = true
+				return v, nil
+			case l.Combine != nil:
+				l.Combine.ReLU = true
+				return v, nil
+			}
+		}
+	}
+	return b.activation(v, nn.Activation{Function: "relu"})
+}
+
+// activation works value by value, so on any view.
+func (b *builder) activation(v value, a nn.Activation) (value, error) {
+	out, err := b.layer(nn.Layer{Activation: &a}, v)
+	out.dims = v.dims
+	return out, err
+}
+
+// weight returns a tensor that a layer multiplies by, of the given rank.
+func (b *builder) weight(name string, rank int) (*tensor, error) {
+	t, err := b.floats(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(t.dims) != rank:
+		return nil, fmt.Errorf("tensor %q has shape %v: %d dimensions are expected", name, t.dims, rank)
+	case b.weights[t]: // sharing would let a small file make a large network
+		return nil, fmt.Errorf("tensor %q is the weight of another node too: shared weights are not supported", name)
+	case slices.Contains(t.dims, 0):
+		return nil, fmt.Errorf("tensor %q has shape %v: it is empty", name, t.dims)
+	}
+	b.weights[t] = true
+	return t, nil
+}
+
+// bias returns a node's input i as count numbers, nil where it is absent.
+func (b *builder) bias(n *node, i, count int, weight *tensor) (*tensor, error) {
+	if i >= len(n.inputs) || n.inputs[i] == "" {
+		return nil, nil
+	}
+	t, err := b.floats(n.inputs[i])
+	if err != nil {
+		return nil, err
+	}
+	if d := len(t.dims); d == 0 || d > 2 || t.dims[d-1] != int64(count) || t.elements() != count {
+		return nil, fmt.Errorf("bias %q has shape %v, weight %q %v: %d biases are expected", t.name, t.dims, weight.name, weight.dims, count)
+	}
+	return t, nil
+}
+
+// floats returns a tensor of float32.
+func (b *builder) floats(name string) (*tensor, error) {
+	t := b.tensors[name]
+	switch {
+	case t == nil:
+		return nil, fmt.Errorf("its parameter %q is not among the file's tensors", name)
+	case t.dataType != typeFloat:
+		return nil, fmt.Errorf("tensor %q: element type %d: only float32 (1) is supported", name, t.dataType)
+	}
+	b.used[name] = true
+	return t, nil
+}
+
+// scalar returns a node's input i, a tensor of one number, or absent.
+func (b *builder) scalar(n *node, i int, absent float32) (float32, error) {
+	if i >= len(n.inputs) || n.inputs[i] == "" {
 		return absent, nil
 	}
-	if len(a.ints) != count {
-		return 0, fmt.Errorf("%s %v: %d numbers are expected", name, a.ints, count)
+	t, err := b.floats(n.inputs[i])
+	if err != nil {
+		return 0, err
 	}
-	for _, v := range a.ints {
-		if v != a.ints[0] || v < 0 || v > nn.MaxSide {
-			return 0, fmt.Errorf("%s %v: only equal numbers up to %d are supported", name, a.ints, nn.MaxSide)
-		}
+	if t.elements() != 1 {
+		return 0, fmt.Errorf("tensor %q has shape %v: one number is expected", t.name, t.dims)
 	}
-	return int(a.ints[0]), nil
+	return t.float(0), nil
 }
 
-// padding is the number of zeros on every side.
-func (n *node) padding() (int, error) {
-	pad, err := n.same("pads", 4, 0)
-	if a := n.attribute("auto_pad"); err == nil && a != nil {
-		switch mode := string(a.bytes); {
-		case mode == "NOTSET", mode == "VALID" && pad == 0:
-		default:
-			return 0, fmt.Errorf("auto_pad %q: only NOTSET, with pads, is supported", mode)
+// channels returns a tensor as one number for all of a value's channels, or one
+// for each.
+func channels(t *tensor, v value) ([]float64, error) {
+	// Broadcasting aligns the last dimensions; the channels are the one after N.
+	place := len(t.dims) - len(v.dims)
+	for i, d := range t.dims {
+		if d != 1 && (i != place || d != int64(v.size(0))) || place > 1 {
+			return nil, fmt.Errorf("tensor %q has shape %v, its other input %v: supported are one number, and one for each channel", t.name, t.dims, v)
 		}
 	}
-	return pad, err
+	out := make([]float64, t.elements())
+	for i := range out {
+		out[i] = float64(t.float(i))
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("tensor %q is empty", t.name)
+	}
+	return out, nil
 }
 
-func (n *node) noDilation() error {
-	dilation, err := n.same("dilations", 2, 1)
-	if err == nil && dilation != 1 {
-		err = fmt.Errorf("dilation %d: only 1 is supported", dilation)
-	}
-	return err
-}
+var errInference = errors.New("export the model for inference (in PyTorch, model.eval() first)")
+
+// lowest stands for the border of a max-pool.
+const lowest = -math.MaxFloat32

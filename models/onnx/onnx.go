@@ -11,6 +11,8 @@ package onnx
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/temper-ml/temper/models/nn"
 )
@@ -55,7 +57,11 @@ func Unmarshal(data []byte) (*nn.Network, map[string]string, error) {
 	case m.opset < minOpset || m.opset > maxOpset:
 		return nil, nil, fmt.Errorf("onnx: operator set %d: supported are %d to %d", m.opset, minOpset, maxOpset)
 	}
-	net, err := build(m.graph)
+	mean, std, err := normalisation(m.metadata)
+	if err != nil {
+		return nil, nil, fmt.Errorf("onnx: %w", err)
+	}
+	net, err := build(m.graph, len(data), mean, std)
 	if err != nil {
 		return nil, nil, fmt.Errorf("onnx: %w", err)
 	}
@@ -65,8 +71,49 @@ func Unmarshal(data []byte) (*nn.Network, map[string]string, error) {
 	return net, m.metadata, nil
 }
 
+// Keys of a file's metadata that say how its input is to be normalised: one
+// number for all channels or one for each, separated by commas, in pixels of
+// [0,1]. For networks whose training normalised images outside of the network.
+const (
+	MeanKey = "temper.mean"
+	StdKey  = "temper.std"
+)
+
+// normalisation takes mean and std out of the metadata: they become a layer.
+func normalisation(metadata map[string]string) (mean, std []float32, err error) {
+	m, hasMean := metadata[MeanKey]
+	s, hasStd := metadata[StdKey]
+	if !hasMean && !hasStd {
+		return nil, nil, nil
+	}
+	if !hasMean || !hasStd {
+		return nil, nil, fmt.Errorf("metadata: %s and %s belong together: give both", MeanKey, StdKey)
+	}
+	delete(metadata, MeanKey)
+	delete(metadata, StdKey)
+	if mean, err = floats(m); err != nil {
+		return nil, nil, fmt.Errorf("metadata %s: %w", MeanKey, err)
+	}
+	if std, err = floats(s); err != nil {
+		return nil, nil, fmt.Errorf("metadata %s: %w", StdKey, err)
+	}
+	return mean, std, nil
+}
+
+func floats(text string) ([]float32, error) {
+	var out []float32
+	for part := range strings.SplitSeq(text, ",") {
+		v, err := strconv.ParseFloat(strings.TrimSpace(part), 32)
+		if err != nil || len(out) >= nn.MaxChannels {
+			return nil, fmt.Errorf("%.80q: numbers separated by commas are expected", text)
+		}
+		out = append(out, float32(v))
+	}
+	return out, nil
+}
+
 // convOrder calls f with the place of each convolution weight in nn, [k, k, in,
-// out], and in ONNX, [out, in, k, k].
+// out], and in ONNX, [out, in, k, k]; with groups, in is what one of them reads.
 func convOrder(k, in, out int, f func(nn, onnx int)) {
 	for o := range out {
 		for i := range in {
@@ -79,20 +126,16 @@ func convOrder(k, in, out int, f func(nn, onnx int)) {
 	}
 }
 
-// denseOrder calls f with the place of each dense weight in nn, [in, out] with
-// inputs in height, width, channel order, and in ONNX: [out, in] (transposed)
-// or [in, out] with inputs in channel, height, width order.
-func denseOrder(in nn.Shape, out int, transposed bool, f func(nn, onnx int)) {
-	size := in.Size()
-	for c := range in.Channels {
-		for p := range in.Height * in.Width {
-			here, there := p*in.Channels+c, c*in.Height*in.Width+p
-			for o := range out {
-				if transposed {
-					f(here*out+o, o*size+there)
-				} else {
-					f(here*out+o, there*out+o)
-				}
+// denseOrder calls f with the place of each dense weight in nn, [in, out], and
+// in ONNX: [out, in] (transposed) or [in, out]. places are those in nn's input of
+// ONNX's inputs, in order.
+func denseOrder(places []int, out int, transposed bool, f func(nn, onnx int)) {
+	for there, here := range places {
+		for o := range out {
+			if transposed {
+				f(here*out+o, o*len(places)+there)
+			} else {
+				f(here*out+o, there*out+o)
 			}
 		}
 	}

@@ -30,7 +30,7 @@ const (
 	maxNodes        = 8 * nn.MaxLayers
 	maxInitializers = 4 * nn.MaxLayers
 	maxAttributes   = 16   // of one node; Conv, the largest, has 6
-	maxPorts        = 16   // inputs or outputs of one node
+	maxPorts        = 64   // inputs or outputs of one node: a Concat of many
 	maxRank         = 8    // of a tensor
 	maxInts         = 16   // in one attribute: pads of a convolution over 8 dimensions
 	maxName         = 4096 // bytes of any name
@@ -95,6 +95,7 @@ type tensor struct {
 const (
 	typeFloat = 1
 	typeInt64 = 7
+	typeBool  = 9
 )
 
 type valueInfo struct {
@@ -437,6 +438,11 @@ func parseTensor(data []byte) (*tensor, error) {
 			}
 		case 7:
 			err = add(&t.ints, f.varint, maxRank, "int64 elements")
+		case 5: // a bool is an int32
+			if t.data != nil || t.dataType != typeBool {
+				return errors.New("int32_data is supported for a single bool only")
+			}
+			t.data = []byte{byte(min(uint64(f.varint), 1))}
 		case 8:
 			t.name, err = text(f.bytes)
 		case 13:
@@ -468,8 +474,10 @@ func (t *tensor) check() error {
 		size = 4
 	case t.dataType == typeInt64 && (t.ints == nil || t.data == nil):
 		size = 8
+	case t.dataType == typeBool && t.ints == nil:
+		size = 1
 	default:
-		return fmt.Errorf("element type %d: only float32 (1) weights and int64 (7) shapes are supported", t.dataType)
+		return fmt.Errorf("element type %d: only float32 (1) weights, int64 (7) shapes and bool (9) are supported", t.dataType)
 	}
 	elements := int64(1)
 	for _, d := range t.dims {
@@ -491,9 +499,9 @@ func (t *tensor) check() error {
 	return nil
 }
 
-// shape returns the elements of an int64 tensor.
+// shape returns the elements of an int64 tensor of one dimension or none.
 func (t *tensor) shape() ([]int64, error) {
-	if t.dataType != typeInt64 || len(t.dims) != 1 || t.dims[0] > maxRank {
+	if t.dataType != typeInt64 || len(t.dims) > 1 || t.elements() > maxRank {
 		return nil, fmt.Errorf("tensor %q: a shape is one dimension of at most %d int64", t.name, maxRank)
 	}
 	if t.ints != nil {

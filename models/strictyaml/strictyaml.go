@@ -9,6 +9,7 @@ import (
 	"io"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -121,7 +122,7 @@ func checkStruct(n *yaml.Node, t reflect.Type, path string, depth int) error {
 		}
 		keys = append(keys, tag)
 		fields[tag] = t.Field(i).Type
-		if options != "omitempty" {
+		if !slices.Contains(strings.Split(options, ","), "omitempty") {
 			required = append(required, tag)
 		}
 	}

@@ -11,7 +11,7 @@ type file struct {
 	Name   string    `yaml:"name"`
 	Rate   float64   `yaml:"rate,omitempty"`
 	Count  int       `yaml:"count,omitempty"`
-	Layers []layer   `yaml:"layers,omitempty"`
+	Layers []layer   `yaml:"layers,omitempty,flow"`
 	Any    yaml.Node `yaml:"any,omitempty"`
 }
 

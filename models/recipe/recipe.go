@@ -49,7 +49,7 @@ type Schedule struct {
 
 // Phase is a stretch of training by one method.
 type Phase struct {
-	Method string  `yaml:"method" json:"method"` // standard, fgsm, n-fgsm, pgd, trades
+	Method string  `yaml:"method" json:"method"` // standard, fgsm, n-fgsm, pgd, trades, ibp
 	Epochs float64 `yaml:"epochs" json:"epochs"`
 	// EpsilonRampEpochs is how long epsilon takes from 0 to its value; the
 	// method's alpha rises with it.
@@ -58,6 +58,10 @@ type Phase struct {
 	Alpha             float64 `yaml:"alpha,omitempty" json:"alpha,omitempty"`     // pgd, trades: size of a step
 	Steps             int     `yaml:"steps,omitempty" json:"steps,omitempty"`     // pgd, trades: number of steps
 	Beta              float64 `yaml:"beta,omitempty" json:"beta,omitempty"`       // trades: weight of robustness against accuracy
+	// Bound is the share of the loss that is on the worst logits that models/certify
+	// proves possible, the rest being on the images; it rises with epsilon. ibp
+	// needs it; with fgsm, n-fgsm and pgd a little of it regularises.
+	Bound float64 `yaml:"bound,omitempty" json:"bound,omitempty"`
 }
 
 // Limits on a recipe: far above any useful one, low enough that a mistyped
@@ -70,7 +74,7 @@ const (
 )
 
 var (
-	methods   = []string{"standard", "fgsm", "n-fgsm", "pgd", "trades"}
+	methods   = []string{"standard", "fgsm", "n-fgsm", "pgd", "trades", "ibp"}
 	schedules = []string{"constant", "triangular", "cosine", "step"}
 )
 
@@ -118,6 +122,9 @@ func (r Recipe) Validate() error {
 		if err := p.validate(); err != nil {
 			return fmt.Errorf("phases[%d].%w", i, err)
 		}
+		if p.Method == "ibp" && r.CleanShare > 0 {
+			return fmt.Errorf("clean_share is %v, but phases[%d].method is ibp, whose images are all clean: remove clean_share", r.CleanShare, i)
+		}
 		if p.Method == "trades" && r.CleanShare > 0 {
 			return fmt.Errorf("clean_share is %v, but phases[%d].method is trades, which has a clean image beside each adversarial one: remove clean_share", r.CleanShare, i)
 		}
@@ -155,6 +162,7 @@ func (p Phase) validate() error {
 		{"alpha", p.Alpha, iterates, iterates, math.MaxFloat32},
 		{"steps", float64(p.Steps), iterates, iterates, maxSteps},
 		{"beta", p.Beta, trades, trades, 1000},
+		{"bound", p.Bound, !standard && !trades, p.Method == "ibp", 1},
 	} {
 		switch {
 		case !f.applies && f.value != 0:
@@ -185,7 +193,13 @@ func (r Recipe) Uses(method string) bool {
 	return slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Method == method })
 }
 
-// Adversarial reports whether a phase trains on adversarial images.
+// Bounded reports whether a phase trains on a bound.
+func (r Recipe) Bounded() bool {
+	return slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Bound > 0 })
+}
+
+// Adversarial reports whether a phase trains against an adversary, by images or
+// by a bound.
 func (r Recipe) Adversarial() bool {
 	return slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Method != "standard" })
 }

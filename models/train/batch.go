@@ -221,7 +221,7 @@ func methodAt(p Phase, epsilon, full float64, rescued bool) method {
 		alpha = p.Alpha * epsilon / full
 	}
 	switch {
-	case p.Method == "standard":
+	case p.Method == "standard" || p.Method == "ibp": // whose adversary is the bound
 		return method{}
 	case p.Method == "pgd":
 		return method{ball: ball, start: ball, alpha: float32(alpha), steps: p.Steps}

@@ -50,14 +50,29 @@ type Training struct{ *engine }
 // NewAttack compiles the gradient with respect to the input for at most batch
 // rows at a time.
 func NewAttack(net *nn.Network, batch int) (*Attack, error) {
-	e, err := newEngine(net, batch, false)
+	e, err := newEngine(net, batch, false, false)
 	return &Attack{e}, err
 }
 
 // NewTraining compiles the gradient with respect to the weights for at most
 // batch rows at a time.
 func NewTraining(net *nn.Network, batch int) (*Training, error) {
-	e, err := newEngine(net, batch, true)
+	e, err := newEngine(net, batch, true, false)
+	return &Training{e}, err
+}
+
+// NewFastAttack is NewAttack for training: where the kernel path has bfloat16
+// (kernel.HasBF16), the products behind a gradient are made of it. Logits
+// without a gradient stay exact.
+func NewFastAttack(net *nn.Network, batch int) (*Attack, error) {
+	e, err := newEngine(net, batch, false, kernel.HasBF16())
+	return &Attack{e}, err
+}
+
+// NewFastTraining is NewTraining with such products. Weights and their
+// gradients are float32 all the same.
+func NewFastTraining(net *nn.Network, batch int) (*Training, error) {
+	e, err := newEngine(net, batch, true, kernel.HasBF16())
 	return &Training{e}, err
 }
 
@@ -101,12 +116,14 @@ type engine struct {
 	batch, piece   int
 	size, classes  int
 	training       bool
+	bf16           bool          // products of bfloat16
 	logits, dx     []float32     // of the whole batch
 	gradient       []float32     // of the weights
 	partial        [][]float32   // each piece's share of gradient
 	partialTensors []parameters  // the same memory as tensors, by layer
+	packed         [][]float32   // each layer's weights, as Forward takes them
 	turned         [][]float32   // each layer's weights, arranged for BackwardInput
-	turn           []func()      // refreshes turned
+	arrange        []func()      // refreshes packed and turned
 	machines       []*machine    // one a goroutine
 	failed         []error       // by machine
 	forward        []*nn.Forward // for calls without a loss, one a goroutine
@@ -114,11 +131,11 @@ type engine struct {
 
 type parameters map[int]*tensor.Dense
 
-func newEngine(net *nn.Network, batch int, training bool) (*engine, error) {
+func newEngine(net *nn.Network, batch int, training, bf16 bool) (*engine, error) {
 	if batch < 1 {
 		return nil, fmt.Errorf("batch %d: must be at least 1", batch)
 	}
-	e := &engine{net: net, batch: batch, size: net.Input.Size(), classes: net.Classes(), training: training}
+	e := &engine{net: net, batch: batch, size: net.Input.Size(), classes: net.Classes(), training: training, bf16: bf16}
 	e.piece = max(minPiece, (batch+maxPieces-1)/maxPieces)
 	e.piece += e.piece % 2 // pieces start at even rows: see nn.Loss
 	pieces := (batch + e.piece - 1) / e.piece
@@ -140,16 +157,25 @@ func newEngine(net *nn.Network, batch int, training bool) (*engine, error) {
 	} else {
 		e.dx = make([]float32, batch*e.size)
 	}
-	e.turned = make([][]float32, len(net.Layers))
+	e.packed, e.turned = make([][]float32, len(net.Layers)), make([][]float32, len(net.Layers))
 	for i := range net.Layers {
-		weighted, _ := net.Arithmetic(i)
-		if weighted == nil || training && net.Inputs(i)[0] == -1 { // training never needs the gradient of its input
+		weighted := e.arithmetic(i)
+		if weighted == nil {
 			continue
 		}
 		w, _ := net.Weights(i)
+		e.packed[i] = w
+		if packer, ok := weighted.(kernel.Packer); ok {
+			packed := make([]float32, len(w))
+			e.packed[i] = packer.Pack(packed, w)
+			e.arrange = append(e.arrange, func() { packer.Pack(packed, w) })
+		}
+		if training && net.Inputs(i)[0] == -1 { // training never needs the gradient of its input
+			continue
+		}
 		turned := make([]float32, len(w))
 		e.turned[i] = turned
-		e.turn = append(e.turn, func() { weighted.Turn(turned, w) })
+		e.arrange = append(e.arrange, func() { weighted.Turn(turned, w) })
 	}
 	if training && len(e.gradient) == 0 {
 		return nil, fmt.Errorf("network %q has no parameters to train", net.Name)
@@ -168,6 +194,15 @@ func newEngine(net *nn.Network, batch int, training bool) (*engine, error) {
 	}
 	e.failed = make([]error, len(e.machines))
 	return e, nil
+}
+
+// arithmetic returns that of a layer with parameters, nil for one without.
+func (e *engine) arithmetic(layer int) kernel.Weighted {
+	weighted, _ := e.net.Arithmetic(layer)
+	if weighted != nil && e.bf16 {
+		kernel.UseBF16(weighted)
+	}
+	return weighted
 }
 
 // layerParameters counts a layer's weights and biases, which lie side by side
@@ -189,7 +224,7 @@ func (e *engine) run(x []float32, n int, loss nn.Loss) error {
 		return fmt.Errorf("network %q: %d rows of %d values given as %d values: want 1 to %d rows", e.net.Name, n, e.size, len(x), e.batch)
 	}
 	if loss != nil {
-		e.each(len(e.turn), func(_, i int) error { e.turn[i](); return nil })
+		e.each(len(e.arrange), func(_, i int) error { e.arrange[i](); return nil })
 	}
 	return e.each((n+e.piece-1)/e.piece, func(worker, piece int) error {
 		lo := piece * e.piece
@@ -444,7 +479,7 @@ func (m *machine) weighted(i int, l nn.Layer, x, w *gorgonia.Node) (*gorgonia.No
 	in, out := m.net.InputShapes(i)[0], m.net.LayerShapes()[i+1]
 	weight, bias := m.net.Weights(i)
 	split := len(weight)
-	arith, _ := m.net.Arithmetic(i)
+	arith := m.arithmetic(i)
 	relu := l.ReLU()
 	name := fmt.Sprintf("%d.%s", i, l.Kind())
 	diff := func(inputs gorgonia.Nodes, output, grad *gorgonia.Node) (gorgonia.Nodes, error) {
@@ -474,7 +509,7 @@ func (m *machine) weighted(i int, l nn.Layer, x, w *gorgonia.Node) (*gorgonia.No
 		return gorgonia.Nodes{dx, dw}, err
 	}
 	return m.apply(name, out.Size(), func(y []float32, in [][]float32) {
-		arith.Forward(y, in[0], in[1][:split], in[1][split:], m.rows, relu)
+		arith.Forward(y, in[0], m.packed[i], in[1][split:], m.rows, relu)
 	}, diff, x, w)
 }
 

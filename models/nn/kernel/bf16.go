@@ -8,6 +8,25 @@ import "math"
 // of a value, half as many steps. Activations, weights and gradients stay
 // float32 between layers, and are rounded on their way into a product.
 
+// Packer is a Weighted whose Forward takes its weights as Pack returns them: w
+// itself, or w arranged in packed, of the same length. Pack needs to be called
+// once for each new set of weights.
+type Packer interface {
+	Weighted
+	Pack(packed, w []float32) []float32
+}
+
+// UseBF16 makes a layer multiply bfloat16 values. Those other than Conv and
+// Dense go on as they were.
+func UseBF16(layer Weighted) {
+	switch l := layer.(type) {
+	case *Conv:
+		l.BF16 = true
+	case *Dense:
+		l.BF16 = true
+	}
+}
+
 // round writes the n values of src to dst as (n+1)/2 pairs of neighbours. The
 // partner of an odd last value is 0.
 func round(dst, src []float32) {

@@ -52,9 +52,7 @@ func (c *Conv) paddedInput(x []float32) (image []float32, width int) {
 // neighbouring channels, so one channel alone would gain nothing.
 func (c *Conv) packs() bool { return c.BF16 && c.Channels > 1 }
 
-// Pack returns the weights as Forward takes them: w itself, or w arranged in
-// packed, of the same length. It needs to be called once for each new set of
-// weights.
+// Pack makes Conv a Packer.
 func (c *Conv) Pack(packed, w []float32) []float32 {
 	if !c.packs() {
 		return w
@@ -248,9 +246,7 @@ type Dense struct {
 	pairs, dPairs []float32 // operands as pairs of bfloat16
 }
 
-// Pack returns the weights as Forward takes them: w itself, or w arranged in
-// packed, of the same length. It needs to be called once for each new set of
-// weights.
+// Pack makes Dense a Packer.
 func (d *Dense) Pack(packed, w []float32) []float32 {
 	if !d.BF16 {
 		return w

@@ -148,7 +148,7 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 	}
 	recipe.Optimiser = recipe.Optimiser.WithDefaults()
 
-	model, err := graph.NewAttack(net, recipe.Batch)
+	model, err := graph.NewFastAttack(net, recipe.Batch)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +156,7 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 	if recipe.Uses("trades") {
 		rows *= 2
 	}
-	machine, err := graph.NewTraining(net, rows)
+	machine, err := graph.NewFastTraining(net, rows)
 	if err != nil {
 		return nil, err
 	}

@@ -113,11 +113,11 @@ func TestUnknownNamesListWhatExists(t *testing.T) {
 		{edit("min_clean_accuracy", "min_claen_accuracy"), `(did you mean "min_clean_accuracy"?)`},
 		{edit("filters: 16", "filter: 16"), `network: line 8: layers[0].conv: unknown key "filter"`},
 		{edit("epsilon: 0.3", "epsilon: .nan"), `not a finite number`},
-		{edit("norm: linf", "norm: l3"), `have linf`},
+		{edit("norm: linf", "norm: l3"), `have l2, linf`},
 		{edit("fgsm", "fgms"), `did you mean "fgsm"?`},
 		{edit("policy:", "policy:\n  threat: {norm: linf, epsilon: 0.1}"), `policy.threat differs`},
 		{edit("name: wong", "name: Wong/../x"), `lower-case`},
-		{edit("relu: true}\n  - dense: {units: 10}", "relu: true}\n  - dense: {units: 10, relu: true}"), `the last layer must be dense without relu`},
+		{edit("relu: true}\n  - dense: {units: 10}", "relu: true}\n  - dense: {units: 10, relu: true}"), `the last layer must be without relu`},
 		{edit("retrain: fast", "retrain: {batch: 0, optimiser: {learning_rate: 1}, schedule: {kind: cosine}, phases: []}"), `recipe.retrain: batch is 0`},
 	} {
 		if c.err == nil || !strings.Contains(c.err.Error(), c.want) {

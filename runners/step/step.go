@@ -208,6 +208,22 @@ func (s *Step) Print(text string, v any) error {
 	return nil
 }
 
+// PrintLine writes one line of an answer that comes bit by bit: the text, or v as
+// a JSON object on a line of its own with -o json.
+func (s *Step) PrintLine(text string, v any) error {
+	if s.format == "json" {
+		line, err := json.Marshal(v)
+		if err != nil {
+			return fmt.Errorf("print the result as JSON: %w", err)
+		}
+		text = string(line)
+	}
+	if _, err := fmt.Fprintln(s.stdout, text); err != nil {
+		return fmt.Errorf("print the result: %w", err)
+	}
+	return nil
+}
+
 // Progress says that done of total units of work are done. Calls that would
 // make the progress fall are ignored.
 func (s *Step) Progress(done, total int) { s.progress.set(done, total) }

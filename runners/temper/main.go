@@ -9,6 +9,7 @@ import (
 
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/attack"
+	"github.com/temper-ml/temper/runners/step/bench"
 	"github.com/temper-ml/temper/runners/step/check"
 	"github.com/temper-ml/temper/runners/step/choose"
 	"github.com/temper-ml/temper/runners/step/demo"

@@ -50,7 +50,7 @@ Each command reads artifacts from an OCI registry or an OCI layout folder
 		demo.Command(),
 		check.Command(), train.Command(), attack.Command(), evaluate.Command(), retrain.Command(), choose.Command(),
 		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(),
-		serve.Command(), sentinel.Command(), registry.Command(), images.Command(),
+		serve.Command(), sentinel.Command(), registry.Command(), bench.Command(), images.Command(),
 	)
 	return root
 }

@@ -43,6 +43,13 @@ func TestRecipeValidate(t *testing.T) {
 		"phases[0].epsilon is 0.1, but method standard has": func(r *Recipe) { r.Phases[0].Epsilon = 0.1 },
 		"phases[4].beta is missing: method trades needs it": func(r *Recipe) { r.Phases[4].Beta = 0 },
 		"phases[3].steps is -1: must be 0":                  func(r *Recipe) { r.Phases[3].Steps = -1 },
+		"phases[0].bound is 0.5, but method standard has":   func(r *Recipe) { r.Phases[0].Bound = 0.5 },
+		"phases[4].bound is 0.5, but method trades has":     func(r *Recipe) { r.Phases[4].Bound = 0.5 },
+		"phases[3].bound is 1.5: must be 0 to 1":            func(r *Recipe) { r.Phases[3].Bound = 1.5 },
+		"phases[3].bound is missing: method ibp needs it":   func(r *Recipe) { r.Phases[3] = Phase{Method: "ibp", Epochs: 1} },
+		"phases[0].method is ibp, whose images are all clean": func(r *Recipe) {
+			r.Phases, r.CleanShare = []Phase{{Method: "ibp", Epochs: 1, Bound: 0.5}}, 0.5
+		},
 	} {
 		r := everything()
 		change(&r)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/temper-ml/temper/models/attack"
+	"github.com/temper-ml/temper/models/certify"
 	"github.com/temper-ml/temper/models/dataset"
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/models/nn/graph"
@@ -106,9 +107,10 @@ type trainer struct {
 	origin   origin
 	batches  *batches
 	machine  machine
-	guard    *guard // nil without
-	best     *best  // nil without
-	ends     []int  // step after each phase's last
+	bound    *certify.Bound // nil where no phase has one
+	guard    *guard         // nil without
+	best     *best          // nil without
+	ends     []int          // step after each phase's last
 	partial  []float64
 	now      snapshot // its weights are the network's
 	step     int      // steps done
@@ -169,6 +171,14 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 	}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
+	}
+	if recipe.Bounded() {
+		if threat.Norm != "linf" {
+			return nil, fmt.Errorf("recipe: bound: the threat is in %s, and a bound is known for linf only", threat.Norm)
+		}
+		if t.bound, err = certify.New(net, recipe.Batch); err != nil {
+			return nil, fmt.Errorf("recipe: bound: %w", err)
+		}
 	}
 	if recipe.Guard {
 		t.guard = &guard{heldOut: holdOut(validation, guardImages, model, seed), good: newSnapshot(make([]float32, len(flat)))}
@@ -301,10 +311,14 @@ func (t *trainer) advance() (epsilon, rate float64, err error) {
 	}
 	const advice = "lower optimiser.learning_rate or set clip"
 	loss := o.value(logits)
+	gradient := t.machine.Gradient()
+	if p.Bound > 0 && full > 0 {
+		share := p.Bound * epsilon / full
+		loss = (1-share)*loss + share*t.bounded(gradient, epsilon, share)
+	}
 	if math.IsNaN(loss) || math.IsInf(loss, 0) {
 		return 0, 0, fmt.Errorf("the loss is %v: %s", loss, advice)
 	}
-	gradient := t.machine.Gradient()
 	length := norm(gradient, t.partial)
 	if !(length <= maxNorm) {
 		return 0, 0, fmt.Errorf("the gradient of parameter %s is not finite or too large: %s", t.largest(gradient), advice)
@@ -329,6 +343,19 @@ func (t *trainer) advance() (epsilon, rate float64, err error) {
 		t.log.Warn("rolled back", "step", back.Step, "to", back.To, "fgsm_accuracy", round(back.FGSM), "pgd_accuracy", round(back.PGD), "reason", back.Reason)
 	}
 	return epsilon, rate, nil
+}
+
+// bounded mixes a share of the gradient of the bound's loss into gradient, and
+// returns that loss: the mean cross-entropy of the worst logits that images
+// within epsilon of the clean ones can have (Gowal et al. 2019).
+func (t *trainer) bounded(gradient []float32, epsilon, share float64) float64 {
+	o := t.batches.crossEntropy(t.batches.clean)
+	worst := t.bound.Step(o.x, t.batches.labels, epsilon, o.loss)
+	keep, take := float32(1-share), float32(share)
+	for i, g := range t.bound.Gradient() {
+		gradient[i] = keep*gradient[i] + take*g
+	}
+	return o.value(worst)
 }
 
 // largest names the parameter with the largest gradient, NaN being larger

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/temper-ml/temper/models/attack"
+	"github.com/temper-ml/temper/models/certify"
 	"github.com/temper-ml/temper/models/dataset"
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/models/nn/kernel"
@@ -72,6 +73,19 @@ func mixture() Recipe {
 	}
 }
 
+// certified is a recipe on the bound, alone and beside adversarial images.
+func certified() Recipe {
+	return Recipe{
+		Batch: 10, Optimiser: Adam{LearningRate: 0.01}, Schedule: Schedule{Kind: "cosine"},
+		Phases: []Phase{
+			{Method: "ibp", Epochs: 1.5, EpsilonRampEpochs: 1, Bound: 0.5},
+			{Method: "n-fgsm", Epochs: 0.5, Bound: 0.1},
+			{Method: "ibp", Epochs: 1, Epsilon: 0.12, Bound: 1},
+		},
+		Clip: 1, Guard: true,
+	}
+}
+
 func trainToy(t *testing.T, ctx context.Context, recipe Recipe, seed uint64, opts Options) (*nn.Network, *Result, error) {
 	t.Helper()
 	net := toyNetwork(t)
@@ -113,7 +127,7 @@ func TestLearns(t *testing.T) {
 }
 
 func TestCase14ResumingEqualsAnUninterruptedRun(t *testing.T) {
-	for name, recipe := range map[string]Recipe{"everything": everything(), "mixture": mixture()} {
+	for name, recipe := range map[string]Recipe{"everything": everything(), "mixture": mixture(), "certified": certified()} {
 		t.Run(name, func(t *testing.T) {
 			want, result := mustTrain(t, recipe, 3, Options{})
 			opts := Options{Checkpoint: filepath.Join(t.TempDir(), "checkpoint")}
@@ -426,5 +440,27 @@ func TestInputThatDoesNotFit(t *testing.T) {
 		if err := run(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q", err, want)
 		}
+	}
+}
+
+// Training on the bound proves what training on adversarial images, which are
+// as robust to attacks, does not.
+func TestTrainingOnTheBoundProves(t *testing.T) {
+	proven := func(recipe Recipe) int {
+		net, _ := mustTrain(t, recipe, 3, Options{})
+		n, err := certify.Accuracy(t.Context(), net, toy(200, 3), 200, threat)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	with, without := proven(certified().WithEpochs(60)), proven(mixture().WithEpochs(60))
+	if with < 160 || without > with-20 {
+		t.Errorf("%d of 200 proven by training on the bound, %d without", with, without)
+	}
+	recipe := certified()
+	l2 := attack.Threat{Norm: "l2", Epsilon: 1}
+	if _, err := Run(t.Context(), toyNetwork(t), toy(405, 1), toy(60, 2), recipe, l2, 1, Options{}); err == nil || !strings.Contains(err.Error(), "linf only") {
+		t.Errorf("error %v", err)
 	}
 }

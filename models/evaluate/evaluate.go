@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"github.com/temper-ml/temper/models/attack"
+	"github.com/temper-ml/temper/models/certify"
 	"github.com/temper-ml/temper/models/dataset"
 	"github.com/temper-ml/temper/models/interval"
 )
@@ -27,6 +28,9 @@ type Options struct {
 	// and tried on this one.
 	Source       attack.Model
 	SourceDigest string
+
+	// Certify also counts what is provably right: see package certify.
+	Certify bool
 
 	CurvePoints  int // values of epsilon on the security curve, 0 for no curve
 	CurveSamples int // the first samples for the curve; 0 means 500, or all where there are fewer
@@ -73,7 +77,17 @@ func Run(ctx context.Context, m attack.Model, test *dataset.Set, o Options) (*Re
 	if err := e.drawCurve(ctx); err != nil {
 		return nil, fmt.Errorf("evaluate: %w", err)
 	}
-	return e.report()
+	r, err := e.report()
+	if err != nil || !o.Certify {
+		return r, err
+	}
+	r.Certified = new(Certified)
+	c := r.Certified
+	if c.CertifiedCorrect, err = certify.Accuracy(ctx, m.Network(), e.test, e.test.Len(), o.Threat); err != nil {
+		return nil, fmt.Errorf("evaluate: %w", err)
+	}
+	c.CertifiedAccuracy, c.CertifiedAccuracyLowerBound = accuracy(c.CertifiedCorrect, e.test.Len())
+	return r, r.Validate()
 }
 
 // Predict returns the model's class of every example.

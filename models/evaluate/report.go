@@ -35,6 +35,8 @@ type Report struct {
 	RobustAccuracy           float64 `json:"robust_accuracy"`
 	RobustAccuracyLowerBound float64 `json:"robust_accuracy_lower_bound"`
 
+	*Certified // nil where no proof was asked for
+
 	Attacks []Attack `json:"attacks"`
 
 	Classes   []Class   `json:"classes"`
@@ -49,6 +51,14 @@ type Report struct {
 	// Seconds is left 0 by Run, so that the same inputs give the same bytes;
 	// who prints a report may fill it in.
 	Seconds float64 `json:"seconds,omitempty"`
+}
+
+// Certified counts the examples that are provably right whatever an attacker
+// within the threat does: see package certify.
+type Certified struct {
+	CertifiedCorrect            int     `json:"certified_correct"`
+	CertifiedAccuracy           float64 `json:"certified_accuracy"`
+	CertifiedAccuracyLowerBound float64 `json:"certified_accuracy_lower_bound"`
 }
 
 // Attack is the outcome of one attack.
@@ -181,6 +191,14 @@ func (r *Report) validate() error {
 	}
 	if err := r.figure("robust_accuracy", r.RobustCorrect, r.RobustAccuracy, r.RobustAccuracyLowerBound); err != nil {
 		return err
+	}
+	if c := r.Certified; c != nil {
+		if err := r.figure("certified_accuracy", c.CertifiedCorrect, c.CertifiedAccuracy, c.CertifiedAccuracyLowerBound); err != nil {
+			return err
+		}
+		if c.CertifiedCorrect > r.RobustCorrect {
+			return fmt.Errorf("certified_correct is %d, but attacks left only %d right: the proof or the attacks are wrong", c.CertifiedCorrect, r.RobustCorrect)
+		}
 	}
 	if len(r.Attacks) == 0 || len(r.Attacks) > maxAttacks {
 		return fmt.Errorf("%d attacks: must be 1 to %d", len(r.Attacks), maxAttacks)

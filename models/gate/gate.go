@@ -23,6 +23,10 @@ type Policy struct {
 	MinCleanAccuracy  float64 `yaml:"min_clean_accuracy" json:"min_clean_accuracy"`
 	MinRobustAccuracy float64 `yaml:"min_robust_accuracy" json:"min_robust_accuracy"` // worst case over all attacks of the report
 
+	// MinCertified is of what is proven for every image within the threat, by
+	// models/certify; 0 asks for no proof.
+	MinCertified float64 `yaml:"min_certified,omitempty" json:"min_certified,omitempty"`
+
 	// How far each lower bound may be below that of the model in service.
 	MaxCleanRegression  float64 `yaml:"max_clean_regression" json:"max_clean_regression"`
 	MaxRobustRegression float64 `yaml:"max_robust_regression" json:"max_robust_regression"`
@@ -60,12 +64,16 @@ func (p Policy) Validate() error {
 	}{
 		{"min_clean_accuracy", p.MinCleanAccuracy},
 		{"min_robust_accuracy", p.MinRobustAccuracy},
+		{"min_certified", p.MinCertified},
 		{"max_clean_regression", p.MaxCleanRegression},
 		{"max_robust_regression", p.MaxRobustRegression},
 	} {
 		if !(f.value >= 0 && f.value <= 1) { // false for NaN too
 			return fmt.Errorf("policy: %s is %v: must be a fraction from 0 to 1", f.key, f.value)
 		}
+	}
+	if p.MinCertified > 0 && p.Threat.Norm != "linf" {
+		return fmt.Errorf("policy: min_certified is %v, but the threat is in %s: a proof is known for linf only", p.MinCertified, p.Threat.Norm)
 	}
 	if p.MinSamples < minSamples {
 		return fmt.Errorf("policy: min_samples is %d: must be at least %d", p.MinSamples, minSamples)
@@ -117,6 +125,9 @@ func Decide(p Policy, candidate, inService *evaluate.Report) (Verdict, error) {
 	if err := p.accepts(candidate); err != nil {
 		return Verdict{}, fmt.Errorf("gate: candidate: %w", err)
 	}
+	if p.MinCertified > 0 && candidate.Certified == nil {
+		return Verdict{}, errors.New("gate: candidate: the report has no certified accuracy, which the policy requires: evaluate with --certify")
+	}
 	clean := interval.Lower(candidate.CleanCorrect, candidate.Samples, p.Confidence)
 	robust := interval.Lower(candidate.RobustCorrect, candidate.Samples, p.Confidence)
 
@@ -132,6 +143,11 @@ func Decide(p Policy, candidate, inService *evaluate.Report) (Verdict, error) {
 		"clean accuracy at least %.4f (%d of %d), %.4f wanted", clean, candidate.CleanCorrect, candidate.Samples, p.MinCleanAccuracy)
 	rule("min_robust_accuracy", robust, p.MinRobustAccuracy,
 		"robust accuracy at least %.4f (%d of %d), %.4f wanted", robust, candidate.RobustCorrect, candidate.Samples, p.MinRobustAccuracy)
+	if p.MinCertified > 0 {
+		proven := interval.Lower(candidate.CertifiedCorrect, candidate.Samples, p.Confidence)
+		rule("min_certified", proven, p.MinCertified,
+			"certified accuracy at least %.4f (%d of %d), %.4f wanted", proven, candidate.CertifiedCorrect, candidate.Samples, p.MinCertified)
+	}
 	if inService == nil {
 		return v, nil
 	}

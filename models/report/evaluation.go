@@ -28,6 +28,9 @@ func Evaluation(r *evaluate.Report, verdict *gate.Verdict) *Page {
 		Verdict: verdict,
 		Facts:   Provenance(r),
 	}
+	if c := r.Certified; c != nil {
+		p.Figures = append(p.Figures, Figure{Label: "Certified accuracy", Value: Percent(c.CertifiedAccuracy), Note: "proven against every attack, at least " + Percent(c.CertifiedAccuracyLowerBound)})
+	}
 	if verdict != nil {
 		f := Figure{Label: "Gate", Value: verdict.String(), Note: fmt.Sprintf("%d rules", len(verdict.Reasons)), Tone: Bad}
 		if verdict.Pass {

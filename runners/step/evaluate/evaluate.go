@@ -38,6 +38,7 @@ type Job struct {
 	Attacks []string
 	Samples int
 	Seed    uint64
+	Certify bool
 	Policy  *gate.Policy // nil for no verdict
 	Against string       // report of the model in service: a reference or file; "" for none
 	Page    string       // file for the HTML page, "" for none
@@ -92,7 +93,7 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	r, err := models.Run(ctx, target, splits.Test, models.Options{
 		Threat: j.Threat, Attacks: j.Attacks, Samples: j.Samples, Seed: j.Seed,
 		CurvePoints: curvePoints, Examples: examples,
-		ModelDigest: m.Digest, Progress: s.Progress,
+		ModelDigest: m.Digest, Progress: s.Progress, Certify: j.Certify,
 	})
 	if err != nil {
 		return step.BadInput(err)
@@ -133,6 +134,9 @@ func (r *Result) tell(s *step.Step) error {
 		s.Log.Info("attacked", "attack", a.Name, "accuracy", a.Accuracy, "at_least", a.AccuracyLowerBound)
 	}
 	s.Log.Info("worst case", "accuracy", r.RobustAccuracy, "at_least", r.RobustAccuracyLowerBound)
+	if c := r.Certified; c != nil {
+		s.Log.Info("certified", "accuracy", c.CertifiedAccuracy, "at_least", c.CertifiedAccuracyLowerBound)
+	}
 	for _, reason := range r.Reasons {
 		s.Log.Info("gate: " + reason.String())
 	}
@@ -199,6 +203,9 @@ in either case. Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise.`,
 			if given("min-robust-accuracy") {
 				j.Policy.MinRobustAccuracy = minRobust
 			}
+			if !given("certify") {
+				j.Certify = j.Policy.MinCertified > 0
+			}
 			if !given("epsilon") {
 				j.Threat = j.Policy.Threat
 			}
@@ -218,6 +225,7 @@ in either case. Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise.`,
 	flags.StringSliceVar(&j.Attacks, "attacks", []string{"fgsm", "pgd-20"}, "attacks, separated by commas; the policy's where there is one")
 	step.Int(flags, &j.Samples, "samples", 1000, 1, 1_000_000, "how many test images; at least the policy's where there is one")
 	flags.Uint64Var(&j.Seed, "seed", 1, "seed of the attacks' random starts")
+	flags.BoolVar(&j.Certify, "certify", false, "also prove, by interval bounds, how many answers no attack can change; on where the policy asks for it")
 	flags.StringVar(&policy, "policy", "", "model of the zoo, YAML file or reference of one, whose gate policy decides")
 	step.Fraction(flags, &minClean, "min-clean-accuracy", 0, "least lower bound of the clean accuracy, instead of the policy's")
 	step.Fraction(flags, &minRobust, "min-robust-accuracy", 0, "least lower bound of the robust accuracy, instead of the policy's")

@@ -7,6 +7,9 @@
 // production is moved to it. A process that ends in between leaves a complete
 // record, and whoever reads the channel next finds it.
 //
+// Beside its channels a repository has one list of revoked digests, which no
+// verifier accepts any more (see Revoke).
+//
 // The tag of a record is the lock of a promotion: of two that race for one
 // number, one loses (see store.Reference.Claim).
 package channel
@@ -58,7 +61,7 @@ type Head struct {
 // Read returns the head of a channel, named by its reference such as
 // ghcr.io/org/mnist:production. Every record that it relies on must be signed
 // as the policy says; whether its model may be used is for verify.Load to
-// say. A channel without a record is a *store.NotFound.
+// say (see WithRevoked). A channel without a record is a *store.NotFound.
 //
 // A registry that hides records can show an old head: a caller that keeps the
 // last sequence number it saw finds that out.
@@ -128,7 +131,11 @@ func Promote(ctx context.Context, p Promotion) (*Head, error) {
 	if !same {
 		return nil, fmt.Errorf("channel %s and model %s: a channel is in the repository of its models", p.Channel, p.Model)
 	}
-	verified, err := verify.Verify(ctx, p.Model, p.Policy)
+	rules, err := WithRevoked(ctx, p.Model, p.Policy)
+	if err != nil {
+		return nil, err
+	}
+	verified, err := verify.Verify(ctx, p.Model, rules)
 	if err != nil {
 		return nil, err
 	}
@@ -302,26 +309,12 @@ func (c *channel) find(ctx context.Context, head *Head, model string) (*Head, er
 
 // add writes and signs a record, and then claims its number.
 func (c *channel) add(ctx context.Context, record Record, signer Signer) (*Head, error) {
-	data, err := json.Marshal(record)
-	if err != nil {
-		return nil, err
-	}
-	untagged, err := c.at.At("")
-	if err != nil {
-		return nil, err
-	}
-	digest, err := untagged.Push(ctx, &store.Artifact{
-		Type:  RecordType,
-		Files: []store.File{{Name: recordFile, MediaType: "application/json", Data: append(data, '\n')}},
-	})
+	digest, err := addSigned(ctx, c.at, RecordType, recordFile, record, signer)
 	if err != nil {
 		return nil, err
 	}
 	at, err := c.at.At(digest)
 	if err != nil {
-		return nil, err
-	}
-	if _, err := signer.Sign(ctx, at.String()); err != nil {
 		return nil, err
 	}
 	head, err := c.read(ctx, at) // refuses a signer that is not one of the policy's

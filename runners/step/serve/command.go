@@ -41,7 +41,7 @@ The model must be signed by the given keys; with --policy the keys must also
 attest figures that meet the gate policy. With --channel the server follows the
 channel: a promotion is in service within --poll, without a dropped request. A
 model that is not verified, or fails its self-test, is refused, and the one in
-service goes on.
+service goes on. A model that "temper revoke" names goes out of service.
 
 Pixels: FP32 from 0 to 1, or UINT8 from 0 to 255, as [N, channels, height, width].
 Metrics, profiles, and load and unload are on --admin-listen: keep it private.
@@ -161,7 +161,7 @@ func exitError(err error) error {
 		return step.Unavailable(refused.Err)
 	case refused.Reason == Unavailable:
 		return refused.Err
-	case refused.Reason == Unverified:
+	case refused.Reason == Unverified, refused.Reason == Revoked:
 		return step.Refused(refused.Err)
 	}
 	return step.BadInput(err)

@@ -26,6 +26,7 @@ type metrics struct {
 	info         *prometheus.GaugeVec // version, digest: one at a time
 	loadedAt     prometheus.Gauge
 	checkedAt    prometheus.Gauge
+	promotedAt   prometheus.Gauge
 	mirrored     prometheus.Counter
 	notMirrored  *prometheus.CounterVec // reason
 }
@@ -67,10 +68,11 @@ func newMetrics() *metrics {
 	m.examples = counter("temper_inference_examples_total", "Images classified.")
 	m.inFlight = gauge("temper_inference_in_flight", "Inference requests admitted and not yet answered.")
 	m.loads = counter("temper_model_loads_total", "Models put into service.")
-	m.loadFailures = counters("temper_model_load_failures_total", "Models refused, by reason; the model in service went on.", "reason")
+	m.loadFailures = counters("temper_model_load_failures_total", "Models refused, by reason; the model in service went on, unless it was revoked.", "reason")
 	m.ready = gauge("temper_model_ready", "1 while a verified model is in service.")
 	m.loadedAt = gauge("temper_model_loaded_timestamp_seconds", "When the model in service was loaded.")
 	m.checkedAt = gauge("temper_model_checked_timestamp_seconds", "When the source last answered which model should be in service.")
+	m.promotedAt = gauge("temper_model_promoted_timestamp_seconds", "When the channel came to name the model in service; 0 without a channel.")
 	m.mirrored = counter("temper_mirror_requests_total", "Requests mirrored to the sink.")
 	m.notMirrored = counters("temper_mirror_dropped_total", "Requests sampled for mirroring that did not reach the sink, by reason.", "reason")
 	m.duration = prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -85,7 +87,7 @@ func newMetrics() *metrics {
 	for _, r := range []string{badRequest, tooLarge, encoding, noSuchModel, notReady, overload, slowClient, internal} {
 		m.refused.WithLabelValues(r)
 	}
-	for _, r := range []string{Unavailable, Unverified, Invalid, SelfTest} {
+	for _, r := range []string{Unavailable, Unverified, Invalid, SelfTest, Revoked} {
 		m.loadFailures.WithLabelValues(r)
 	}
 	for _, r := range []string{mirrorFull, mirrorFailed} {

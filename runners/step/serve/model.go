@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -19,6 +20,7 @@ type Model struct {
 	Version  string            // in URLs and answers: letters, digits, ".", "_", "-"
 	Digest   string            // of the artifact, "sha256:..."
 	Metadata map[string]string // of model.onnx
+	Promoted time.Time         // when its channel came to name it; zero without a channel
 }
 
 // Source is where the server gets its model from.
@@ -39,9 +41,10 @@ const (
 	Unverified  = "unverified"  // signature, attestation or policy
 	Invalid     = "invalid"     // the artifact is not a model that can be served
 	SelfTest    = "selftest"    // the model does not compute what it should
+	Revoked     = "revoked"     // the model in service, which goes out of service
 )
 
-// LoadError is a model that does not go into service.
+// LoadError is a model that does not go into service, or may not stay there.
 type LoadError struct {
 	Reason string
 	Err    error

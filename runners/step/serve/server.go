@@ -123,8 +123,8 @@ func validName(s string) bool {
 }
 
 // Load asks the source for the model that should be in service and, where it
-// is another one, tests it and swaps it in. An error leaves the model in
-// service alone; it is a *LoadError.
+// is another one, tests it and swaps it in. An error is a *LoadError; it leaves
+// the model in service alone, unless that is revoked.
 func (s *Server) Load(ctx context.Context) error {
 	s.loading.Lock()
 	defer s.loading.Unlock()
@@ -159,6 +159,9 @@ func (s *Server) load(ctx context.Context) error {
 		s.refusal.Store(&reason)
 		s.metrics.loadFailures.WithLabelValues(refused.Reason).Inc()
 		s.o.Log.Error("model not loaded", "reason", refused.Reason, "error", refused.Err.Error(), "in_service", digest)
+		if refused.Reason == Revoked {
+			s.withdraw()
+		}
 		return refused
 	}
 	s.current.Store(p)
@@ -166,6 +169,11 @@ func (s *Server) load(ctx context.Context) error {
 	s.metrics.loads.Inc()
 	s.metrics.ready.Set(1)
 	s.metrics.loadedAt.SetToCurrentTime()
+	promoted := 0.0
+	if !p.Promoted.IsZero() {
+		promoted = float64(p.Promoted.Unix())
+	}
+	s.metrics.promotedAt.Set(promoted)
 	s.metrics.info.Reset()
 	s.metrics.info.WithLabelValues(p.Version, p.Digest).Set(1)
 	s.o.Log.Info("model in service", "model", s.o.Name, "version", p.Version, "digest", p.Digest, "before", digest)
@@ -187,8 +195,14 @@ func (s *Server) Unload() {
 	s.loading.Lock()
 	defer s.loading.Unlock()
 	s.unloaded = true
+	s.withdraw()
+}
+
+// withdraw takes the model out of service.
+func (s *Server) withdraw() {
 	s.current.Store(nil)
 	s.metrics.ready.Set(0)
+	s.metrics.promotedAt.Set(0)
 	s.metrics.info.Reset()
 	s.o.Log.Info("model out of service", "model", s.o.Name)
 }

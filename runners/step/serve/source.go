@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,7 +15,8 @@ import (
 
 // Artifact is the source of one model: what a reference names. A tag is
 // resolved at each Load; the digest that was verified is the digest that is
-// loaded. Its version is the start of its digest.
+// loaded. Its version is the start of its digest. What is revoked in its
+// repository is not loaded.
 type Artifact struct {
 	Reference string
 	Policy    verify.Policy
@@ -22,15 +24,40 @@ type Artifact struct {
 
 // Load implements Source.
 func (a *Artifact) Load(ctx context.Context, current string) (*Model, error) {
-	ref, err := store.Resolve(ctx, a.Reference)
+	return unrevoked(ctx, a.Reference, &a.Policy, current, func() (*Model, error) {
+		ref, err := store.Resolve(ctx, a.Reference)
+		if err != nil {
+			return nil, loadError(err)
+		}
+		_, digest, _ := strings.Cut(ref, "@")
+		if digest == current {
+			return nil, ErrUnchanged
+		}
+		return loadVerified(ctx, ref, a.Policy, versionOf(digest))
+	})
+}
+
+// unrevoked adds what was revoked since to the policy, where it stays: a
+// registry that hides its list brings nothing back. Then it loads. A model in
+// service that is revoked is a *LoadError, unless another one takes its place.
+func unrevoked(ctx context.Context, ref string, p *verify.Policy, current string, load func() (*Model, error)) (*Model, error) {
+	rules, err := channel.WithRevoked(ctx, ref, *p)
 	if err != nil {
-		return nil, loadError(err)
+		err = loadError(err)
+	} else {
+		*p = rules
+		var m *Model
+		if m, err = load(); err == nil {
+			return m, nil
+		}
 	}
-	_, digest, _ := strings.Cut(ref, "@")
-	if digest == current {
-		return nil, ErrUnchanged
+	if current != "" && slices.Contains(p.Revoked, current) {
+		if errors.Is(err, ErrUnchanged) {
+			err = errors.New("nothing else is to take its place")
+		}
+		return nil, &LoadError{Revoked, fmt.Errorf("%s is revoked: %w", current, err)}
 	}
-	return loadVerified(ctx, ref, a.Policy, versionOf(digest))
+	return nil, err
 }
 
 // versionOf shortens a digest as people do.
@@ -51,18 +78,24 @@ type Channel struct {
 
 // Load implements Source.
 func (c *Channel) Load(ctx context.Context, current string) (*Model, error) {
-	head, err := channel.Read(ctx, c.Reference, c.Policy)
-	if err != nil {
-		return nil, loadError(err)
-	}
-	if head.Sequence < c.seen {
-		return nil, &LoadError{Unverified, fmt.Errorf("channel %s is at record %d after it was at %d: the registry shows an old state", c.Reference, head.Sequence, c.seen)}
-	}
-	c.seen = head.Sequence
-	if head.Model == current {
-		return nil, ErrUnchanged
-	}
-	return loadVerified(ctx, head.Reference, c.Policy, strconv.Itoa(head.Sequence))
+	return unrevoked(ctx, c.Reference, &c.Policy, current, func() (*Model, error) {
+		head, err := channel.Read(ctx, c.Reference, c.Policy)
+		if err != nil {
+			return nil, loadError(err)
+		}
+		if head.Sequence < c.seen {
+			return nil, &LoadError{Unverified, fmt.Errorf("channel %s is at record %d after it was at %d: the registry shows an old state", c.Reference, head.Sequence, c.seen)}
+		}
+		c.seen = head.Sequence
+		if head.Model == current {
+			return nil, ErrUnchanged
+		}
+		m, err := loadVerified(ctx, head.Reference, c.Policy, strconv.Itoa(head.Sequence))
+		if err == nil {
+			m.Promoted = head.Time
+		}
+		return m, err
+	})
 }
 
 func loadVerified(ctx context.Context, ref string, p verify.Policy, version string) (*Model, error) {

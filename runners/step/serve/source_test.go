@@ -160,6 +160,85 @@ func TestCase55ArtifactIsVerified(t *testing.T) {
 	refused("no reference", Invalid)
 }
 
+// TestCase42RevokedModel: what is revoked leaves service at the next look, and
+// does not come back by reloading, by starting again, or by hiding the list.
+func TestCase42RevokedModel(t *testing.T) {
+	shop := newShop(t)
+	bad := shop.push("a", 1, true)
+	shop.promote(bad)
+	source := &Channel{Reference: shop.folder + ":production", Policy: shop.policy}
+	s := start(t, model(t, small, 9), func(o *Options) { o.Source = source })
+	infer := s.url + "/v2/models/digits/infer"
+	expect(t, "POST", infer, one, 200, "label")
+	if value(t, s, "temper_model_promoted_timestamp_seconds") == 0 {
+		t.Error("no time of the promotion")
+	}
+
+	if _, err := channel.Revoke(t.Context(), bad, []string{digestIn(bad)}, "backdoor", shop.policy, shop.key, nil); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(s *Server) {
+		t.Helper()
+		var e *LoadError
+		if err := s.Load(t.Context()); !errors.As(err, &e) || !strings.Contains(err.Error(), "revoked") {
+			t.Errorf("%v", err)
+		}
+		if s.Ready() {
+			t.Error("ready with a revoked model")
+		}
+	}
+	refused(s.Server)
+	expect(t, "POST", infer, one, 503, "error")
+	if got := value(t, s, "temper_model_load_failures_total", "reason", Revoked); got != 1 {
+		t.Errorf("%v failures were counted, want 1", got)
+	}
+	refused(s.Server) // reloading
+	for _, source := range []Source{
+		&Channel{Reference: shop.folder + ":production", Policy: shop.policy},
+		&Artifact{Reference: shop.folder + ":a", Policy: shop.policy},
+	} {
+		again, err := New(Options{Name: "digits", Source: source})
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused(again)
+	}
+	if code, stderr := runCommand(t.Context(), "--channel", shop.folder+":production", "--key", shop.pub, "--listen", "127.0.0.1:0", "--grpc-listen", "", "--admin-listen", ""); code != step.ExitRefused || !strings.Contains(stderr, "revoked") {
+		t.Errorf("started with a revoked model: exit code %d: %s", code, stderr)
+	}
+
+	// A registry that hides the list: who saw it goes by it.
+	r, err := store.Open(t.Context(), shop.folder+":revoked")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.SetTag(t.Context(), digestIn(bad)); err != nil { // signed, but no list
+		t.Fatal(err)
+	}
+	refused(s.Server)
+
+}
+
+// TestCase42AnotherTakesItsPlace: a promotion ends what a revocation began.
+func TestCase42AnotherTakesItsPlace(t *testing.T) {
+	shop := newShop(t)
+	bad, good := shop.push("a", 1, true), shop.push("b", 2, true)
+	shop.promote(bad)
+	source := &Channel{Reference: shop.folder + ":production", Policy: shop.policy}
+	s := start(t, model(t, small, 9), func(o *Options) { o.Source = source })
+	if _, err := channel.Revoke(t.Context(), bad, []string{digestIn(bad)}, "backdoor", shop.policy, shop.key, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Load(t.Context()); err == nil {
+		t.Error("a revoked model stays")
+	}
+	shop.promote(good)
+	if err := s.Load(t.Context()); err != nil || s.Digest() != digestIn(good) {
+		t.Errorf("%s in service, %v; want %s", s.Digest(), err, good)
+	}
+}
+
 func TestChannelIsFollowed(t *testing.T) {
 	s := newShop(t)
 	refs := []string{s.push("a", 1, true), s.push("b", 2, true)}
@@ -198,7 +277,7 @@ func TestCommandExitCodes(t *testing.T) {
 	if err := os.WriteFile(private, []byte("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	anywhere := []string{"--listen", "127.0.0.1:0", "--admin-listen", ""}
+	anywhere := []string{"--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--admin-listen", ""}
 	for _, c := range []struct {
 		code int
 		args string
@@ -255,7 +334,7 @@ func TestCommandServesAChannel(t *testing.T) {
 	}
 	ended := make(chan end, 1)
 	go func() {
-		code, stderr := runCommand(ctx, "--channel", s.folder+":production", "--key", s.pub, "--listen", address, "--admin-listen", "",
+		code, stderr := runCommand(ctx, "--channel", s.folder+":production", "--key", s.pub, "--listen", address, "--grpc-listen", "", "--admin-listen", "",
 			"--mirror", sink.URL, "--mirror-fraction", "0")
 		ended <- end{code, stderr}
 	}()

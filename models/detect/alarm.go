@@ -26,6 +26,10 @@ var rates = [...]float64{.9, .5, .2, .08, .045}
 // the chance of each, given all before it, is at most p.
 //
 // Source: Shin, Ramdas, Rinaldo, "E-detectors" (2022): the e-SR detector.
+// Once raised the money stops at 1/alpha squared, so that an alarm falls
+// silent some hundred quiet observations after an attack however long that
+// was; this touches nothing before the alarm.
+//
 // An Alarm serves one goroutine at a time.
 type Alarm struct {
 	alpha float64
@@ -66,6 +70,7 @@ func (a *Alarm) Observe(hit bool) bool {
 		} else {
 			b.money += b.miss
 		}
+		b.money = min(b.money, -2*math.Log(a.alpha))
 	}
 	return a.money() >= -math.Log(a.alpha)
 }
@@ -75,6 +80,36 @@ func (a *Alarm) Reset() {
 	for i := range a.bets {
 		a.bets[i].money = math.Inf(-1)
 	}
+}
+
+// Money returns what the alarm knows: for each bet log(1 + M), finite and at
+// least 0. Restore takes it back.
+func (a *Alarm) Money() []float64 {
+	out := make([]float64, len(a.bets))
+	for i, b := range a.bets {
+		out[i] = logAdd(b.money, 0)
+	}
+	return out
+}
+
+// Restore makes the alarm go on from what Money returned. It refuses what no
+// alarm with these bets returns.
+func (a *Alarm) Restore(money []float64) error {
+	if len(money) != len(a.bets) {
+		return fmt.Errorf("alarm: money on %d bets, this one has %d", len(money), len(a.bets))
+	}
+	for _, m := range money {
+		if !(m >= 0 && m <= logAdd(-2*math.Log(a.alpha), 0)) {
+			return fmt.Errorf("alarm: money %v: must be from 0 to the square of 1/alpha, as logarithms", m)
+		}
+	}
+	for i, m := range money {
+		a.bets[i].money = math.Log(math.Expm1(m))
+		if m > 30 { // where exp(m)-1 is exp(m), and might overflow
+			a.bets[i].money = m
+		}
+	}
+	return nil
 }
 
 // Level is the order of magnitude of the money, log10(1 + M): 0 at the start,

@@ -146,3 +146,50 @@ func TestAlarmRefuses(t *testing.T) {
 		}
 	}
 }
+
+// A restored alarm goes on exactly where the one before stopped.
+func TestRestore(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	for _, rate := range []float64{0.01, 0.1, 0.9} {
+		a, b := newAlarm(t, 0.027, DefaultAlpha), newAlarm(t, 0.027, DefaultAlpha)
+		if err := b.Restore(a.Money()); err != nil || b.Level() != 0 {
+			t.Fatalf("a new alarm: level %v, error %v", b.Level(), err)
+		}
+		for i := range 500 {
+			hit := rng.Float64() < rate
+			raised := a.Observe(hit)
+			if i > 100 && (b.Observe(hit) != raised || math.Abs(a.Level()-b.Level()) > 1e-9) {
+				t.Fatalf("rate %v, step %d: levels %v and %v", rate, i, a.Level(), b.Level())
+			}
+			if i == 100 {
+				if err := b.Restore(a.Money()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	a := newAlarm(t, 0.027, DefaultAlpha)
+	for name, money := range map[string][]float64{
+		"none": nil, "few": {1}, "negative": {-1, 0, 0, 0, 0}, "NaN": {math.NaN(), 0, 0, 0, 0}, "infinite": {math.Inf(1), 0, 0, 0, 0},
+	} {
+		if err := a.Restore(money); err == nil {
+			t.Errorf("%s: restored", name)
+		}
+	}
+}
+
+// However long an attack was, the alarm falls under half its limit soon after.
+func TestAlarmFallsSilent(t *testing.T) {
+	a := newAlarm(t, 0.027, DefaultAlpha)
+	for range 1_000_000 {
+		a.Observe(true)
+	}
+	quiet := 0
+	for a.Level() > a.Limit()/2 {
+		a.Observe(false)
+		quiet++
+	}
+	if quiet < 10 || quiet > 2000 {
+		t.Errorf("silent after %d quiet requests", quiet)
+	}
+}

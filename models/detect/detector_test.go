@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/models/nn/graph"
 )
 
 // The tests' world: 12x12 images of four patterns made of 3x3 blocks, with
@@ -98,7 +99,7 @@ func fgsm(n *nn.Network, x []float32, y int) []float32 {
 	return out
 }
 
-func attack(n *nn.Network, s *images) *images {
+func attacked(n *nn.Network, s *images) *images {
 	out := &images{labels: s.labels}
 	s.each(func(x []float32, y int) { out.pixels = append(out.pixels, fgsm(n, x, y)...) })
 	return out
@@ -144,11 +145,20 @@ func accuracy(s *images, labels func(Score) int, scores []Score) float64 {
 func calibrated(t testing.TB) (*Detector, *nn.Network) {
 	t.Helper()
 	served, guard := trained(t, false), trained(t, true)
-	d, err := Calibrate(served, guard, makeImages(1000, 2), makeImages(2500, 3))
+	d, err := Calibrate(t.Context(), gradients(t, served), guard, makeImages(2000, 2), makeImages(2500, 3))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return d, served
+}
+
+func gradients(t testing.TB, n *nn.Network) *graph.Attack {
+	t.Helper()
+	a, err := graph.NewAttack(n, scoreBatch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
 }
 
 func score(t testing.TB, d *Detector, served *nn.Network, s *images) []Score {
@@ -167,8 +177,8 @@ func score(t testing.TB, d *Detector, served *nn.Network, s *images) []Score {
 // Clean traffic keeps the alarm quiet; hostile traffic raises it at once.
 func TestDetectsAttack(t *testing.T) {
 	d, served := calibrated(t)
-	if d.Calibration.Bound > 0.05 {
-		t.Errorf("bound %v on flagged clean requests, want about 0.027", d.Calibration.Bound)
+	if d.Calibration.Attack.Bound > 0.05 {
+		t.Errorf("bound %v on flagged clean requests, want about 0.027", d.Calibration.Attack.Bound)
 	}
 	alarm, err := d.Alarm(DefaultAlpha)
 	if err != nil {
@@ -185,11 +195,11 @@ func TestDetectsAttack(t *testing.T) {
 			t.Fatalf("false alarm at request %d", i+1)
 		}
 	}
-	hostile := attack(served, makeImages(200, 5))
-	attacked := score(t, d, served, hostile)
-	t.Logf("bound %.4f, threshold %.2f, %d of %d clean requests flagged; attacked accuracy: served %.2f, guard %.2f", d.Calibration.Bound, d.Calibration.Threshold, flagged, len(scores),
-		accuracy(hostile, func(s Score) int { return s.Served }, attacked), accuracy(hostile, func(s Score) int { return s.Guard }, attacked))
-	for i, s := range attacked {
+	hostile := attacked(served, makeImages(200, 5))
+	found := score(t, d, served, hostile)
+	t.Logf("bound %.4f, threshold %.2f, %d of %d clean requests flagged; attacked accuracy: served %.2f, guard %.2f", d.Calibration.Attack.Bound, d.Calibration.Attack.Threshold, flagged, len(scores),
+		accuracy(hostile, func(s Score) int { return s.Served }, found), accuracy(hostile, func(s Score) int { return s.Guard }, found))
+	for i, s := range found {
 		if alarm.Observe(s.Flagged) {
 			t.Logf("alarm at hostile request %d", i+1)
 			if i+1 > 10 {
@@ -226,15 +236,15 @@ func TestDetectorIsForOneNetwork(t *testing.T) {
 // everything or nothing.
 func TestCase58DegenerateCalibration(t *testing.T) {
 	served, guard := trained(t, false), trained(t, true)
-	const n = minExamples
-	good, few := makeImages(n, 2), makeImages(n-1, 3)
+	const n = 2 * minExamples
+	good, few := makeImages(n, 2), makeImages(minExamples-1, 3)
 	same := &images{labels: make([]int, n)}
 	for range n {
 		same.pixels = append(same.pixels, good.rows(0, 1)...)
 	}
 	damaged := &images{slices.Clone(good.pixels), good.labels}
 	damaged.pixels[12345] = float32(math.NaN())
-	hostile := attack(served, good)
+	hostile := attacked(served, good)
 	mixed := &images{append(slices.Clone(good.rows(0, n/2)), hostile.rows(n/2, n)...), good.labels}
 	for name, c := range map[string]struct {
 		guard *nn.Network
@@ -242,8 +252,8 @@ func TestCase58DegenerateCalibration(t *testing.T) {
 		want  string
 	}{
 		"no examples":                 {guard, &images{}, &images{}, "calibrate on 0 and 0 examples"},
-		"few in A":                    {guard, few, good, "calibrate on 999 and 1000 examples"},
-		"few in B":                    {guard, good, few, "calibrate on 1000 and 999 examples"},
+		"few in A":                    {guard, few, good, "calibrate on 999 and 2000 examples"},
+		"few in B":                    {guard, good, few, "calibrate on 2000 and 999 examples"},
 		"one example again and again": {guard, same, good, "for every example: the examples are all the same"},
 		"NaN in A":                    {guard, damaged, good, "calibration set A: pixel 105 of example 85 is NaN"},
 		"NaN in B":                    {guard, good, damaged, "calibration set B: pixel 105 of example 85 is NaN"},
@@ -251,7 +261,7 @@ func TestCase58DegenerateCalibration(t *testing.T) {
 		"B is nothing like A":         {guard, good, hostile, "the calibration sets differ too much"},
 		"half of B is nothing like A": {guard, good, mixed, "the calibration sets differ too much"},
 	} {
-		if _, err := Calibrate(served, c.guard, c.a, c.b); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := Calibrate(t.Context(), gradients(t, served), c.guard, c.a, c.b); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want %q", name, err, c.want)
 		}
 	}
@@ -295,8 +305,8 @@ func FuzzCase58Score(f *testing.F) {
 			if err != nil {
 				continue
 			}
-			for _, v := range append(scores[0].Signals[:], scores[0].Score) {
-				if math.IsNaN(v) || math.IsInf(v, 0) || v < 0 {
+			for _, v := range append(scores[0].Signals[:], scores[0].Score, scores[0].Unlike) {
+				if math.IsNaN(v) || math.IsInf(v, 0) {
 					t.Fatalf("score %+v", scores[0])
 				}
 			}

@@ -17,7 +17,7 @@ const (
 )
 
 // maxCalibration is several times the largest calibration.
-const maxCalibration = 1 << 20
+const maxCalibration = 4 << 20
 
 // Encode returns the content of GuardFile and CalibrationFile. The same
 // detector gives the same bytes.
@@ -28,7 +28,7 @@ func (d *Detector) Encode() (guard, calibration []byte, err error) {
 	if guard, err = onnx.Marshal(d.Guard, nil); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", GuardFile, err)
 	}
-	if calibration, err = json.MarshalIndent(d.Calibration, "", " "); err != nil {
+	if calibration, err = json.Marshal(d.Calibration); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", CalibrationFile, err)
 	}
 	return guard, append(calibration, '\n'), nil

@@ -49,18 +49,21 @@ func TestDecodeRefuses(t *testing.T) {
 		return []byte(out)
 	}
 	for name, c := range map[string][]byte{
-		"empty":          {},
-		"not JSON":       []byte("guard"),
-		"unknown field":  edit(`"model"`, `"temper": 1, "model"`),
-		"more after it":  append(bytes.Clone(calibration), "{}"...),
-		"too large":      append(bytes.Clone(calibration), bytes.Repeat([]byte(" "), maxCalibration)...),
-		"another signal": edit("squeeze-1-bit", "squeeze-2-bit"),
-		"NaN":            edit(`"threshold": `, `"threshold": NaN`),
-		"huge threshold": edit(`"threshold": `, `"threshold": 999`),
-		"low bound":      edit(`"bound": 0.0`, `"bound": 0.00`),
-		"no trials":      edit(`"trials": 2500`, `"trials": 0`),
-		"another guard":  edit(d.Calibration.Guard, d.Calibration.Model),
-		"no signals":     []byte(`{"threshold": 1, "bound": 0.02, "trials": 2500}`),
+		"empty":           {},
+		"not JSON":        []byte("guard"),
+		"unknown field":   edit(`"model"`, `"temper":1,"model"`),
+		"more after it":   append(bytes.Clone(calibration), "{}"...),
+		"too large":       append(bytes.Clone(calibration), bytes.Repeat([]byte(" "), maxCalibration)...),
+		"another signal":  edit("squeeze-1-bit", "squeeze-2-bit"),
+		"NaN":             edit(`"threshold":`, `"threshold":NaN`),
+		"huge threshold":  edit(`"threshold":0`, `"threshold":1`),
+		"low bound":       edit(`"bound":0.0`, `"bound":0.00`),
+		"no trials":       edit(`"trials":2500`, `"trials":0`),
+		"another guard":   edit(d.Calibration.Guard, d.Calibration.Model),
+		"tree in circles": edit(`"c":[1,`, `"c":[0,0,0,0,0,0,0,0],"s":99},{"c":[1,`),
+		"other forest":    edit(`"edges":[[`, `"edges":[[-1e9,`),
+		"no precision":    edit(`"precision":[[`, `"precision":[[0],[`),
+		"no signals":      []byte(`{"threshold": 1, "bound": 0.02, "trials": 2500}`),
 	} {
 		if _, err := Decode(guard, c); err == nil {
 			t.Errorf("%s: decoded", name)
@@ -72,11 +75,12 @@ func TestDecodeRefuses(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	d, _ := calibrated(f)
+	d, served := calibrated(f)
+	image := makeImages(1, 9).pixels
 	for i := range d.Calibration.Signals { // a small file, to fuzz faster
 		d.Calibration.Signals[i].Quantiles = []float64{0, .1, .2, .3, .4, .5, .6, .7, .8, 2}
 	}
-	d.Calibration.Threshold = 1.5
+	d.Calibration.Forest.Trees = [][]Node{{{Signal: 0, Children: []int{0, 1, 2, 1, 1, 1, 1, 1}, Hostile: .5}, {Hostile: .1}, {Hostile: .99}}}
 	guard, calibration, err := d.Encode()
 	if err != nil {
 		f.Fatal(err)
@@ -87,6 +91,17 @@ func FuzzDecode(f *testing.F) {
 		if d, err := Decode(guard, data); err == nil {
 			if _, err := d.Alarm(DefaultAlpha); err != nil {
 				t.Errorf("decoded, but gives no alarm: %v", err)
+			}
+			if _, err := d.DriftAlarm(DefaultAlpha); err != nil {
+				t.Errorf("decoded, but gives no alarm on drift: %v", err)
+			}
+			d.Calibration.Model = Digest(served)
+			scorer, err := d.Scorer(served)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := scorer.Score(image, 1); err != nil {
+				t.Error(err)
 			}
 		}
 	})

@@ -1,8 +1,9 @@
 // Package detect notices that a served classifier is under attack: signals on
 // each request, one calibrated score from them, and an alarm on the stream of
-// scores. Every per-input detector falls to an attacker who knows it, so a
-// detector raises alarms and collects evidence; the robust model is the
-// defence.
+// scores. It tells requests that are merely unlike the usual ones (noise, a
+// turned camera, another light) from hostile ones. Every per-input detector
+// falls to an attacker who knows it, so a detector raises alarms and collects
+// evidence; the robust model is the defence.
 package detect
 
 import (
@@ -11,21 +12,39 @@ import (
 	"github.com/temper-ml/temper/models/nn"
 )
 
-// The signals. Each is an L1 distance between two softmax outputs, from 0
-// (the same answer) to 2 (certain of different classes).
+// The signals, cheap to compute and from what a server has anyway. The first
+// three are L1 distances between two softmax outputs, from 0 (the same answer)
+// to 2 (certain of different classes).
 const (
-	Disagreement = iota // the served model and the guard
-	BitDepth            // the served model on the input and on it at 1 bit
-	Median              // the served model on the input and on its 2x2 median
+	Disagreement   = iota // the served model and the guard
+	BitDepth              // the served model on the input and on it at 1 bit
+	Median                // the served model on the input and on its 2x2 median
+	Margin                // of the served model's two highest logits
+	Energy                // log of the sum of the exponentials of its logits
+	Confidence            // its highest probability
+	Mahalanobis           // distance of its logits to those of the nearest class
+	TotalVariation        // mean absolute difference of neighbouring pixels
+	Histogram             // L1 distance of the pixels' histogram to the usual one
 	signalCount
 )
 
 // SignalNames names the signals in files. A change of what a signal measures
 // is a new name, so that an old calibration is never read as a new one.
-var SignalNames = [signalCount]string{"guard-disagreement", "squeeze-1-bit", "squeeze-median-2x2"}
+var SignalNames = [signalCount]string{
+	"guard-disagreement", "squeeze-1-bit", "squeeze-median-2x2",
+	"margin", "energy", "confidence", "mahalanobis-logits",
+	"total-variation", "histogram-16",
+}
 
-// farthest is the largest L1 distance between two distributions.
-const farthest = 2
+const (
+	// farthest is the largest L1 distance between two distributions.
+	farthest = 2
+	// histogramBins divide the pixels' range.
+	histogramBins = 16
+	// limit bounds the signals that have no bound of their own, so that a score
+	// is finite for any finite input.
+	limit = 1e12
+)
 
 // squeezeBit rounds each pixel to 0 or 1, which undoes perturbations smaller
 // than the distance to 0.5.
@@ -38,6 +57,13 @@ func squeezeBit(dst, x []float32) {
 			dst[i] = 1
 		}
 	}
+}
+
+// Squeeze writes to dst what the squeezers make of n images for people to look
+// at: the 2x2 median, rounded to 1 bit.
+func Squeeze(dst, x []float32, n int, s nn.Shape) {
+	squeezeMedian(dst, x, n, s)
+	squeezeBit(dst, dst)
 }
 
 // squeezeMedian replaces each value of n images by the median of itself and
@@ -95,4 +121,47 @@ func distance(p, q []float64, ok bool) float64 {
 		sum += math.Abs(p[i] - q[i])
 	}
 	return sum
+}
+
+// margin and energy of a row of finite logits.
+func margin(logits []float32) (margin, energy float64) {
+	top, second := math.Inf(-1), math.Inf(-1)
+	for _, v := range logits {
+		if v := float64(v); v > top {
+			top, second = v, top
+		} else {
+			second = max(second, v)
+		}
+	}
+	sum := 0.0
+	for _, v := range logits {
+		sum += math.Exp(float64(v) - top)
+	}
+	return min(top-second, limit), min(max(top+math.Log(sum), -limit), limit)
+}
+
+// totalVariation is the mean absolute difference of neighbouring pixels, per
+// value of the image.
+func totalVariation(x []float32, s nn.Shape) float64 {
+	row, sum := s.Width*s.Channels, 0.0
+	for y := range s.Height {
+		for j := range row {
+			v := float64(x[y*row+j])
+			if j >= s.Channels {
+				sum += math.Abs(v - float64(x[y*row+j-s.Channels]))
+			}
+			if y > 0 {
+				sum += math.Abs(v - float64(x[(y-1)*row+j]))
+			}
+		}
+	}
+	return min(sum/float64(s.Size()), limit)
+}
+
+// histogram adds the shares of an image's values in each bin.
+func histogram(sum *[histogramBins]float64, x []float32) {
+	one := 1 / float64(len(x))
+	for _, v := range x {
+		sum[int(min(max(v*histogramBins, 0), histogramBins-1))] += one
+	}
 }

@@ -192,7 +192,7 @@ func TestCommandFollowsPromotion(t *testing.T) {
 	var stdout, stderr output
 	done := make(chan int, 1)
 	go func() {
-		done <- step.Run(ctx, Command(), []string{"--channel", b.repo + ":production", "--key", b.path, "--listen", "127.0.0.1:0", "--poll", "200ms"}, &stdout, &stderr)
+		done <- step.Run(ctx, Command(), []string{"--channel", b.repo + ":production", "--key", b.path, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--poll", "200ms"}, &stdout, &stderr)
 	}()
 	eventually(t, "an address", func() bool {
 		if len(done) > 0 {

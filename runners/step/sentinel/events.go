@@ -3,10 +3,13 @@ package sentinel
 import (
 	"bytes"
 	"container/list"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/maphash"
+	"io"
 	"net/http"
 	"strconv"
 	"time"
@@ -140,7 +143,8 @@ func (s *Sentinel) take(m *message) error {
 		s.mu.Unlock()
 		return errDuplicate
 	}
-	ready := s.pending.join(p, s.config.Now())
+	s.advance(s.config.Now())
+	ready := s.pending.join(p, s.clock)
 	s.mu.Unlock()
 	for _, p := range ready {
 		switch {
@@ -160,7 +164,7 @@ func (s *Sentinel) take(m *message) error {
 // pair is a request and its response, or the half of it that is there.
 type pair struct {
 	id       string
-	arrived  time.Time
+	arrived  time.Duration // by the sentinel's clock
 	request  bool
 	pixels   []float32
 	n        int
@@ -175,13 +179,17 @@ type pending struct {
 	byID   map[string]*list.Element
 	values int
 
-	seed      maphash.Seed
-	seen, old map[uint64]struct{} // two generations of deliveries
+	key        []byte              // of the hashes
+	seen, old  map[uint64]struct{} // two generations of deliveries
+	generation uint64              // of seen
+	keep       bool                // whether fresh is wanted
+	fresh      []delivery          // since the last write
 }
 
 func (q *pending) init() {
 	q.order, q.byID = list.New(), map[string]*list.Element{}
-	q.seed, q.seen, q.old = maphash.MakeSeed(), map[uint64]struct{}{}, map[uint64]struct{}{}
+	q.key, q.seen, q.old = make([]byte, 32), map[uint64]struct{}{}, map[uint64]struct{}{}
+	rand.Read(q.key)
 }
 
 func (q *pending) len() int { return q.order.Len() }
@@ -190,14 +198,14 @@ func (q *pending) len() int { return q.order.Len() }
 // alone: an attacker who may choose the id would otherwise go unseen by using
 // one id for all requests.
 func (q *pending) first(m *message) bool {
-	var h maphash.Hash
-	h.SetSeed(q.seed)
+	h := sha256.New()
+	h.Write(q.key) // so that nobody can make an event that looks like another
 	for _, part := range []string{m.Type(), m.Source(), m.ID(), m.Time().String()} {
-		h.WriteString(part)
-		h.WriteByte(0)
+		io.WriteString(h, part)
+		h.Write([]byte{0})
 	}
 	h.Write(m.Data())
-	key := h.Sum64()
+	key := binary.BigEndian.Uint64(h.Sum(nil))
 	if _, ok := q.seen[key]; ok {
 		return false
 	}
@@ -206,15 +214,19 @@ func (q *pending) first(m *message) bool {
 	}
 	if len(q.seen) >= maxSeen/2 {
 		q.seen, q.old = map[uint64]struct{}{}, q.seen
+		q.generation++
 	}
 	q.seen[key] = struct{}{}
+	if q.keep {
+		q.fresh = append(q.fresh, delivery{key, q.generation})
+	}
 	return true
 }
 
 // join adds half a pair, and returns the pairs that wait no longer: those that
 // have waited too long, for which there is no room, and the one that is
 // complete.
-func (q *pending) join(p *pair, now time.Time) (ready []*pair) {
+func (q *pending) join(p *pair, now time.Duration) (ready []*pair) {
 	p.arrived = now
 	if e, ok := q.byID[p.id]; ok {
 		have := q.remove(e)
@@ -235,7 +247,7 @@ func (q *pending) join(p *pair, now time.Time) (ready []*pair) {
 		q.values += len(p.pixels)
 	}
 	for e := q.order.Front(); e != nil; e = q.order.Front() {
-		if q.len() <= maxWaiting && q.values <= maxWaitingValues && now.Sub(e.Value.(*pair).arrived) <= maxWait {
+		if q.len() <= maxWaiting && q.values <= maxWaitingValues && now-e.Value.(*pair).arrived <= maxWait {
 			break
 		}
 		ready = append(ready, q.remove(e))

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"time"
 
 	"golang.org/x/time/rate"
 
 	"github.com/temper-ml/temper/models/detect"
+	"github.com/temper-ml/temper/models/interval"
 )
 
 // Feedback is the true class of an image that was classified before.
@@ -41,6 +43,7 @@ var (
 	errLabelled = errors.New("this image has a label already")
 	errReplaced = errors.New("the model that answered is no longer in service")
 	errTooMany  = errors.New("too many labels: slow down")
+	errBanned   = errors.New("labels of this source contradict those of the others: it is in quarantine")
 )
 
 func parseFeedback(data []byte) (Feedback, error) {
@@ -81,8 +84,7 @@ func (s *Sentinel) Feedback(f Feedback) (err error) {
 			err = fmt.Errorf("label %d: must be 0 to %d", f.Label, classes-1)
 			return
 		}
-		if !s.sources.allow(f.Source, now) {
-			err = errTooMany
+		if err = s.sources.allow(f.Source, now); err != nil {
 			return
 		}
 		var predicted int
@@ -93,13 +95,23 @@ func (s *Sentinel) Feedback(f Feedback) (err error) {
 		if predicted != f.Label {
 			w.errors++
 		}
+		w.right.add(predicted == f.Label)
+		if s.sources.count(f.Source, predicted != f.Label) {
+			s.urgent = true
+			s.metrics.banned.Inc()
+			s.log.Warn("a source of labels is in quarantine: it contradicts the others", "source", f.Source)
+			if w.accuracy != nil { // what it said so far counts no more
+				w.accuracy.Reset()
+			}
+			return
+		}
 		if w.accuracy == nil || !w.accuracy.Observe(predicted != f.Label) {
 			return
 		}
 		if s.config.DefendAccuracy {
 			s.raise(Accuracy, now)
 		} else {
-			s.report(Accuracy, now)
+			s.report(Accuracy, fmt.Sprintf("%d of %d labels contradict the model", w.errors, w.labels), now)
 		}
 	})
 	return err
@@ -156,18 +168,67 @@ func (a *answered) label(id string, index int, version string) (class int, err e
 	return class, nil
 }
 
-// sources limits the labels of each source and of all.
+// sources limits the labels of each source and of all, and puts those in
+// quarantine that contradict the others.
 type sources struct {
-	all  *rate.Limiter
-	each map[string]*rate.Limiter
-	kept time.Time // when idle ones were last dropped
+	all   *rate.Limiter
+	each  map[string]*rate.Limiter
+	told  map[string]tally // of the sources whose labels were counted
+	total tally
+	kept  time.Time // when idle ones were last dropped
 }
+
+// tally is what one source said of late.
+type tally struct {
+	Labels int  `json:"labels"`
+	Errors int  `json:"errors"` // that contradict the model
+	Banned bool `json:"banned,omitempty"`
+}
+
+const (
+	// minTally labels of a source, and as many of the others, are needed to
+	// compare them.
+	minTally = 20
+	// banConfidence is that of either bound in the comparison: with 1,024
+	// honest sources, one in quarantine by mistake is an event of 2%.
+	banConfidence = 0.99999
+	// maxTally is when all tallies are halved: what was long ago counts less.
+	maxTally = 8192
+)
 
 func (s *sources) init() {
-	s.all, s.each = rate.NewLimiter(totalRate, totalBurst), map[string]*rate.Limiter{}
+	s.all, s.each, s.told = rate.NewLimiter(totalRate, totalBurst), map[string]*rate.Limiter{}, map[string]tally{}
 }
 
-func (s *sources) allow(name string, now time.Time) bool {
+func (s *sources) restore(told map[string]tally) {
+	for name, t := range told {
+		s.told[name] = t
+		s.total.Labels += t.Labels
+		s.total.Errors += t.Errors
+	}
+}
+
+func (s *sources) tallies() map[string]tally { return maps.Clone(s.told) }
+
+func (s *sources) banned() (n int) {
+	for _, t := range s.told {
+		if t.Banned {
+			n++
+		}
+	}
+	return n
+}
+
+// allow says whether one more label of a source may be taken: at its rate, at
+// the rate of all, and, beside others, no more than all of them together.
+func (s *sources) allow(name string, now time.Time) error {
+	t := s.told[name]
+	if t.Banned {
+		return errBanned
+	}
+	if others := s.total.Labels - t.Labels; others > 0 && t.Labels >= others+sourceBurst {
+		return errTooMany
+	}
 	l := s.each[name]
 	if l == nil {
 		if len(s.each) >= maxSources && now.Sub(s.kept) >= time.Second {
@@ -179,10 +240,51 @@ func (s *sources) allow(name string, now time.Time) bool {
 			}
 		}
 		if len(s.each) >= maxSources {
-			return false
+			return errTooMany
 		}
 		l = rate.NewLimiter(sourceRate, sourceBurst)
 		s.each[name] = l
 	}
-	return l.AllowN(now, 1) && s.all.AllowN(now, 1)
+	if !l.AllowN(now, 1) || !s.all.AllowN(now, 1) {
+		return errTooMany
+	}
+	return nil
+}
+
+// count adds a label of a source, and reports whether that puts it in
+// quarantine: where its labels contradict the model far more often than those
+// of all others do. When the model is wrong they all contradict it.
+func (s *sources) count(name string, wrong bool) (banned bool) {
+	t, known := s.told[name]
+	if !known && len(s.told) >= maxSources {
+		return false
+	}
+	t.Labels++
+	s.total.Labels++
+	if wrong {
+		t.Errors++
+		s.total.Errors++
+	}
+	others := tally{Labels: s.total.Labels - t.Labels, Errors: s.total.Errors - t.Errors}
+	if t.Labels >= minTally && others.Labels >= minTally &&
+		interval.Lower(t.Errors, t.Labels, banConfidence) > interval.Upper(others.Errors, others.Labels, banConfidence) {
+		s.total.Labels, s.total.Errors = others.Labels, others.Errors
+		s.told[name] = tally{Banned: true}
+		return true
+	}
+	s.told[name] = t
+	if s.total.Labels > maxTally {
+		s.total = tally{}
+		for name, t := range s.told {
+			t.Labels, t.Errors = t.Labels/2, t.Errors/2
+			if t.Labels == 0 && !t.Banned {
+				delete(s.told, name)
+				continue
+			}
+			s.told[name] = t
+			s.total.Labels += t.Labels
+			s.total.Errors += t.Errors
+		}
+	}
+	return false
 }

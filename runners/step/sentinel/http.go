@@ -1,18 +1,32 @@
 package sentinel
 
 import (
+	"embed"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
+	"path"
 	"time"
 )
+
+//go:embed page
+var pageFiles embed.FS
+
+// page serves a file of the page, which holds no data.
+func page(name string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeFileFS(w, r, pageFiles, path.Join("page", name))
+	})
+}
 
 // Handler serves
 //
 //	POST /              a CloudEvent: a mirrored inference request or response
 //	POST /v2/feedback   a label: {"id": ..., "index": 0, "label": ..., "source": ...}
+//	GET /               the page, with its parts under /page/
 //	GET /status         how things stand, as JSON
+//	GET /evidence       the last flagged requests; /evidence/N/{original,squeezed}.png shows one
 //	GET /healthz        200 while the process runs
 //	GET /readyz         200 while a model is watched
 //	GET /metrics        for Prometheus
@@ -30,6 +44,11 @@ func (s *Sentinel) Handler() http.Handler {
 			s.log.Debug("status not sent", "error", err) // the client is gone
 		}
 	})
+	mux.Handle("GET /{$}", page("index.html"))
+	mux.Handle("GET /page/page.css", page("page.css"))
+	mux.Handle("GET /page/page.js", page("page.js"))
+	mux.HandleFunc("GET /evidence", s.serveEvidence)
+	mux.HandleFunc("GET /evidence/{request}/{form}", s.serveImage)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if s.Status().Model == "" {
@@ -39,8 +58,41 @@ func (s *Sentinel) Handler() http.Handler {
 		io.WriteString(w, "ok\n")
 	})
 	mux.Handle("GET /metrics", s.metrics.handler)
-	return mux
+	return guarded(mux)
 }
+
+// guarded tells browsers that what comes from here runs no script but the
+// page's own, loads nothing from elsewhere, and is shown in no frame: class
+// names, versions and errors come from outside.
+func guarded(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Referrer-Policy", "no-referrer")
+		h.ServeHTTP(w, r)
+	})
+}
+
+// Admin serves
+//
+//	POST /approve   closes the circuit: further defences may start
+//
+// It belongs on a port of its own that only people reach. A browser sends the
+// header that it asks for from no other page than the sentinel's.
+func (s *Sentinel) Admin() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /approve", func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(approveHeader) == "" {
+			refuse(w, http.StatusForbidden, errors.New("send the header "+approveHeader+": 'temper sentinel approve' does"))
+			return
+		}
+		s.Approve()
+		w.WriteHeader(http.StatusNoContent)
+	})
+	return guarded(mux)
+}
+
+const approveHeader = "X-Temper-Approve"
 
 func (s *Sentinel) serveEvent(w http.ResponseWriter, r *http.Request) {
 	if !s.enter(r) {
@@ -128,6 +180,8 @@ func (s *Sentinel) serveFeedback(w http.ResponseWriter, r *http.Request) {
 		status, result = http.StatusConflict, "other_version"
 	case errors.Is(err, errLabelled):
 		status, result = http.StatusConflict, "duplicate"
+	case errors.Is(err, errBanned):
+		status, result = http.StatusForbidden, "quarantined"
 	case errors.Is(err, errTooMany):
 		status, result = http.StatusTooManyRequests, "limited"
 	case errors.Is(err, ErrNoModel):

@@ -13,6 +13,10 @@ type metrics struct {
 	handler   http.Handler
 	requests  prometheus.Counter
 	flagged   prometheus.Counter
+	shifted   prometheus.Counter
+	unsaved   prometheus.Counter
+	banned    prometheus.Counter
+	circuit   prometheus.Gauge
 	skipped   *prometheus.CounterVec
 	events    *prometheus.CounterVec
 	labels    *prometheus.CounterVec
@@ -34,11 +38,16 @@ func newMetrics() *metrics {
 	}
 	requests := counter("requests_total", "Requests that were scored; a batch of N counts N.")
 	flagged := counter("flagged_total", "Requests with a score above the threshold.")
+	shifted := counter("shifted_total", "Requests that are unlike those of the calibration, and not flagged.")
+	unsaved := counter("state_errors_total", "Times that the state could not be written.")
+	banned := counter("quarantines_total", "Sources of labels that were put in quarantine.")
+	circuit := gauge("circuit_open", "1 while a person must approve the next defence.")
 	limit := gauge("alarm_limit", "Level at which an alarm is raised, as a power of ten.")
 	waiting := gauge("waiting", "Requests without their response yet, and responses without their request.")
 	ready := gauge("ready", "1 when a model is being watched.")
 	m := &metrics{
-		requests: requests.WithLabelValues(), flagged: flagged.WithLabelValues(),
+		requests: requests.WithLabelValues(), flagged: flagged.WithLabelValues(), shifted: shifted.WithLabelValues(),
+		unsaved: unsaved.WithLabelValues(), banned: banned.WithLabelValues(), circuit: circuit.WithLabelValues(),
 		skipped:   counter("skipped_total", "Requests that were not scored.", "reason"),
 		events:    counter("events_total", "CloudEvents by what became of them.", "result"),
 		labels:    counter("labels_total", "Labels by what became of them.", "result"),
@@ -53,7 +62,7 @@ func newMetrics() *metrics {
 		waiting: waiting.WithLabelValues(), ready: ready.WithLabelValues(),
 	}
 	r := prometheus.NewRegistry()
-	r.MustRegister(requests, flagged, m.skipped, m.events, m.labels, m.incidents, m.seconds, m.level, limit, m.states, waiting, ready,
+	r.MustRegister(requests, flagged, shifted, unsaved, banned, circuit, m.skipped, m.events, m.labels, m.incidents, m.seconds, m.level, limit, m.states, waiting, ready,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.handler = promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 	return m
@@ -68,10 +77,15 @@ func (m *metrics) update(s *Sentinel) {
 		}
 		m.states.WithLabelValues(state).Set(on)
 	}
+	m.circuit.Set(0)
+	if s.broken != "" {
+		m.circuit.Set(1)
+	}
 	m.waiting.Set(float64(s.pending.len()))
 	if w := s.watch; w != nil {
 		m.limit.Set(w.attack.Limit())
 		m.level.WithLabelValues(Attack).Set(w.attack.Level())
+		m.level.WithLabelValues(Drift).Set(w.drift.Level())
 		if w.accuracy != nil {
 			m.level.WithLabelValues(Accuracy).Set(w.accuracy.Level())
 		}

@@ -14,7 +14,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/temper-ml/temper/models/attack"
 	"github.com/temper-ml/temper/models/detect"
+	"github.com/temper-ml/temper/models/evaluate"
 	"github.com/temper-ml/temper/models/nn"
 )
 
@@ -25,6 +27,26 @@ type Model struct {
 	Network    *nn.Network
 	Detector   *detect.Detector // calibrated for the network
 	ErrorBound float64          // upper bound on the error rate, by the signed report; 0 turns the alarm on labels off
+	About      About            // for people
+}
+
+// About is what a model's signed statements say of it.
+type About struct {
+	Classes  []string         `json:"classes,omitempty"`
+	SignedBy []string         `json:"signed_by,omitempty"` // names of the keys
+	Network  string           `json:"network,omitempty"`
+	Clean    float64          `json:"clean_accuracy,omitempty"`
+	Robust   float64          `json:"robust_accuracy,omitempty"` // in the worst case of the gate's attacks
+	Epsilon  float64          `json:"epsilon,omitempty"`
+	Curve    []evaluate.Point `json:"curve,omitempty"` // accuracy by epsilon
+}
+
+// Examples is a fixed set that every model is measured on before it is
+// watched: labelled images that no feedback ever changes.
+type Examples struct {
+	Name   string
+	Images detect.Images
+	Labels []uint8
 }
 
 // Config is what the sentinel may be told; the zero value is useful.
@@ -38,14 +60,42 @@ type Config struct {
 	// AnyVersion takes every answer for one of the model in service: for
 	// servers that name versions in their own way.
 	AnyVersion bool
-	Cooldown   time.Duration    // after an incident none begins for this long; 0: DefaultCooldown
-	Notify     func(Incident)   // told when an incident opens and when it closes, in order; must not call the sentinel
-	Log        *slog.Logger     // nil: silent
-	Now        func() time.Time // nil: time.Now
+	Cooldown   time.Duration // after an incident none begins for this long; 0: DefaultCooldown
+	Budget     int           // defences started in 24 hours, at most; 0: DefaultBudget
+	Circuit    int           // defences in a row without a better model until a person must approve; 0: DefaultCircuit
+	// Suspends says that the defence itself waits for a person where an
+	// incident says Approval, as an Argo workflow that is suspended does.
+	// Otherwise none starts before Approve.
+	Suspends bool
+	// Keep stores an incident's evidence before the defence starts and returns
+	// its reference; nil keeps none.
+	Keep func(context.Context, Incident) (string, error)
+	// State is the path of the file that outlives a restart; "" for none.
+	State string
+	// Anchors are measured on every model that comes into service, with the
+	// AnchorModel, or the first model watched, as the standard: one that is
+	// worse on any of them by more than AnchorDrop opens the circuit. So a
+	// model that is led astray in many small steps is compared with where it
+	// began, not with the step before.
+	Anchors     []Examples
+	AnchorModel *nn.Network
+	AnchorDrop  float64 // 0: DefaultAnchorDrop
+
+	Notify func(Incident)   // told when an incident opens and when it closes, in order; must not call the sentinel
+	Log    *slog.Logger     // nil: silent
+	Now    func() time.Time // nil: time.Now
 }
 
-// DefaultCooldown gives a new model time to show itself.
-const DefaultCooldown = 10 * time.Minute
+const (
+	// DefaultCooldown gives a new model time to show itself.
+	DefaultCooldown = 10 * time.Minute
+	// DefaultBudget bounds what hostile-looking traffic can make its owner spend.
+	DefaultBudget = 4
+	// DefaultCircuit is how many defences may fail before a person looks.
+	DefaultCircuit = 3
+	// DefaultAnchorDrop is more than the anchor sets' sampling noise.
+	DefaultAnchorDrop = 0.02
+)
 
 // Sentinel is safe for concurrent use. What it concludes depends only on the
 // order in which observations and labels arrive.
@@ -71,29 +121,65 @@ type Sentinel struct {
 	incidents []Incident // closed, oldest first
 	raised    int
 	cooling   bool
-	cooled    time.Time
-	reported  time.Time  // the last report
+	cooled    time.Duration
+	reported  map[string]time.Duration // the last report of each cause
+	begun     []time.Duration          // defences within budgetTime
+	running   int                      // defences whose Start has not returned
+	failures  int                      // defences in a row without a better model
+	broken    string                   // why a person must approve; "" while defences may start
+	anchors   []float64                // the standard's accuracy on each anchor set
+	clock     time.Duration            // see maxStep
+	read      time.Time                // when the clock was moved
+	history   history
+	versions  []Version
 	problem   string     // of the last load
 	news      []Incident // not yet told
-	telling   sync.Mutex // keeps the news in order
+	launch    []Incident // defences to begin
+	urgent    bool       // the state must be written now
+	restored  *memory    // of the model that was watched before a restart
+	disk      *state     // nil: nothing outlives this process
+	telling   sync.Mutex // keeps the news in order, and the writes
 }
+
+// Version is a model that was watched.
+type Version struct {
+	Version string    `json:"version"`
+	Digest  string    `json:"digest"`
+	Since   time.Time `json:"since"`
+	About
+}
+
+// maxVersions is how many are remembered.
+const maxVersions = 16
 
 // watch is the watch over one model.
 type watch struct {
 	model          Model
 	scorer         *detect.Scorer
-	attack         *detect.Alarm
+	attack, drift  *detect.Alarm
 	accuracy       *detect.Alarm // nil: off
 	requests       uint64        // scored
 	flagged        uint64
+	shifted        uint64
 	labels, errors uint64
+	right, agreed  recent // of the last labels, and of the guard with the last answers
+	onset          onset
+}
+
+// onset is the last request before the bet on an attack began to pay: where
+// the attack began, as far as can be told.
+type onset struct {
+	requests, flagged uint64
+	at                time.Time
 }
 
 func (w *watch) reset() {
 	w.attack.Reset()
+	w.drift.Reset()
 	if w.accuracy != nil {
 		w.accuracy.Reset()
 	}
+	w.onset = onset{requests: w.requests, flagged: w.flagged}
 }
 
 // New makes a sentinel that watches no model yet. Close it when done.
@@ -110,6 +196,17 @@ func New(c Config) (*Sentinel, error) {
 	if c.Cooldown < 0 {
 		return nil, fmt.Errorf("cooldown %v: must not be negative", c.Cooldown)
 	}
+	for n, usual := range map[*int]int{&c.Budget: DefaultBudget, &c.Circuit: DefaultCircuit} {
+		if *n == 0 {
+			*n = usual
+		}
+		if *n < 0 {
+			return nil, fmt.Errorf("budget %d, circuit %d: must not be negative", c.Budget, c.Circuit)
+		}
+	}
+	if c.AnchorDrop == 0 {
+		c.AnchorDrop = DefaultAnchorDrop
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -121,13 +218,29 @@ func New(c Config) (*Sentinel, error) {
 	s.pending.init()
 	s.answered.init()
 	s.sources.init()
+	s.reported = map[string]time.Duration{}
+	if err := s.restore(); err != nil {
+		return nil, err
+	}
+	if c.AnchorModel != nil {
+		var err error
+		if s.anchors, err = accuracies(c.AnchorModel, c.Anchors); err != nil {
+			return nil, fmt.Errorf("anchor model: %w", err)
+		}
+	}
 	return s, nil
 }
 
-// Close cancels the running defences and waits for them.
+// Close cancels the running defences, waits for them, and writes the state.
 func (s *Sentinel) Close() {
 	s.cancel()
 	s.starts.Wait()
+	s.change(func(time.Time) { s.urgent = true })
+	if s.disk != nil {
+		if err := s.disk.file.Close(); err != nil {
+			s.log.Error("state not closed", "error", err)
+		}
+	}
 }
 
 // Use begins to watch a model that went into service, in place of the one
@@ -145,10 +258,17 @@ func (s *Sentinel) Use(m Model) error {
 	if w.attack, err = m.Detector.Alarm(s.config.Alpha); err != nil {
 		return fmt.Errorf("model %s: %w", m.Version, err)
 	}
+	if w.drift, err = m.Detector.DriftAlarm(s.config.Alpha); err != nil {
+		return fmt.Errorf("model %s: %w", m.Version, err)
+	}
 	if m.ErrorBound != 0 {
 		if w.accuracy, err = detect.NewAlarm(m.ErrorBound, s.config.Alpha); err != nil {
 			return fmt.Errorf("model %s: alarm on labels: %w", m.Version, err)
 		}
+	}
+	standing, err := accuracies(m.Network, s.config.Anchors)
+	if err != nil {
+		return fmt.Errorf("model %s: %w", m.Version, err)
 	}
 	s.change(func(now time.Time) {
 		if s.watch != nil && s.watch.model.Version == m.Version {
@@ -159,14 +279,68 @@ func (s *Sentinel) Use(m Model) error {
 		if s.open != nil && s.open.Model != m.Version {
 			s.closeIncident(now, Recovered, nil)
 		}
+		s.goOn(w)
+		s.compare(standing, now)
+		s.versions = append(s.versions, Version{m.Version, m.Digest, now, m.About})
+		if len(s.versions) > maxVersions {
+			s.versions = s.versions[1:]
+		}
+		s.urgent = true
 		s.metrics.ready.Set(1)
 		s.log.Info("watching", "model", m.Version, "digest", m.Digest, "alarm_on_labels", w.accuracy != nil)
 	})
 	return nil
 }
 
+// compare holds a model against the standard on the anchor sets. Callers hold
+// mu.
+func (s *Sentinel) compare(standing []float64, now time.Time) {
+	if len(s.anchors) != len(standing) {
+		s.anchors = standing
+		return
+	}
+	for i, a := range s.config.Anchors {
+		if standing[i] < s.anchors[i]-s.config.AnchorDrop {
+			why := fmt.Sprintf("model %s answers %.1f%% of anchor set %s right, the standard is %.1f%%", s.watch.model.Version, 100*standing[i], a.Name, 100*s.anchors[i])
+			s.breakCircuit(why)
+			s.report(Anchor, why, now)
+			return
+		}
+	}
+}
+
+// accuracies of a network on each of the sets.
+func accuracies(n *nn.Network, sets []Examples) ([]float64, error) {
+	const batch = 64
+	out := make([]float64, len(sets))
+	for i, set := range sets {
+		if set.Images.Len() == 0 || set.Images.Len() != len(set.Labels) {
+			return nil, fmt.Errorf("anchor set %s: %d images with %d labels", set.Name, set.Images.Len(), len(set.Labels))
+		}
+		f, err := nn.NewForward(n, batch)
+		if err != nil {
+			return nil, err
+		}
+		x := make([]float32, batch*n.Input.Size())
+		right := 0
+		for lo := 0; lo < len(set.Labels); lo += batch {
+			hi := min(lo+batch, len(set.Labels))
+			set.Images.Read(x, lo, hi)
+			logits := f.Logits(x, hi-lo)
+			for k := range hi - lo {
+				if row := logits[k*n.Classes() : (k+1)*n.Classes()]; attack.Predict(row) == int(set.Labels[lo+k]) {
+					right++
+				}
+			}
+		}
+		out[i] = float64(right) / float64(len(set.Labels))
+	}
+	return out, nil
+}
+
 // change runs a change of state under the lock, with the state moved on to
-// now, and then tells the news.
+// now. It writes what must outlive this process, then starts defences, and
+// then tells the news: so a crash never starts one twice.
 func (s *Sentinel) change(do func(now time.Time)) {
 	s.telling.Lock()
 	defer s.telling.Unlock()
@@ -174,10 +348,16 @@ func (s *Sentinel) change(do func(now time.Time)) {
 	now := s.config.Now()
 	s.advance(now)
 	do(now)
+	s.record(now)
 	s.metrics.update(s)
-	news := s.news
-	s.news = nil
+	news, launch := s.news, s.launch
+	s.news, s.launch = nil, nil
+	write := s.memorize(now)
 	s.mu.Unlock()
+	write()
+	for _, i := range launch {
+		s.begin(i)
+	}
 	if s.config.Notify != nil {
 		for _, i := range news {
 			s.config.Notify(i)
@@ -230,13 +410,29 @@ func (s *Sentinel) Observe(o Observation) error {
 		for i, score := range scores {
 			w.requests++
 			s.metrics.requests.Inc()
+			w.agreed.add(score.Served == score.Guard)
+			s.history.requests++
+			if score.Shifted {
+				w.shifted++
+				s.metrics.shifted.Inc()
+			}
+			if w.attack.Level() < 1 {
+				w.onset = onset{w.requests - 1, w.flagged, now}
+			}
 			if score.Flagged {
 				w.flagged++
+				s.history.flagged++
 				s.metrics.flagged.Inc()
-				s.evidence.add(Evidence{append([]float32(nil), o.Pixels[i*size:(i+1)*size]...), score.Served, score.Guard, score.Score, w.requests})
+				s.evidence.add(Evidence{
+					Pixels: append([]float32(nil), o.Pixels[i*size:(i+1)*size]...), Shape: w.model.Network.Input, Classes: w.model.Network.Classes(),
+					Served: score.Served, Guard: score.Guard, Score: score.Score, Request: w.requests,
+				})
 			}
 			if w.attack.Observe(score.Flagged) {
 				s.raise(Attack, now)
+			}
+			if w.drift.Observe(score.Shifted) {
+				s.report(Drift, "requests are unlike those of the calibration, and not hostile", now)
 			}
 		}
 	})
@@ -268,50 +464,4 @@ func (r *ring) add(e Evidence) {
 
 func (r *ring) list() []Evidence {
 	return append(append([]Evidence(nil), r.kept[r.next:]...), r.kept[:r.next]...)
-}
-
-// Status is what GET /status answers.
-type Status struct {
-	State     string     `json:"state"` // Normal, Alarm, Defending or Cooldown
-	Model     string     `json:"model"` // version; "" while none is watched
-	Digest    string     `json:"digest"`
-	Requests  uint64     `json:"requests"` // to this model, scored
-	Flagged   uint64     `json:"flagged"`
-	Bound     float64    `json:"flagged_bound"` // upper bound on the share of clean requests that is flagged
-	Attack    Level      `json:"attack"`
-	Accuracy  *Level     `json:"accuracy,omitempty"` // absent: off
-	Labels    uint64     `json:"labels"`
-	Errors    uint64     `json:"errors"`            // labels that the model's answer contradicts
-	Waiting   int        `json:"waiting"`           // requests without their response, or the other way round
-	Problem   string     `json:"problem,omitempty"` // why the model in service cannot be watched
-	Open      *Incident  `json:"open,omitempty"`
-	Incidents []Incident `json:"incidents"` // closed, oldest first
-}
-
-// Level is how far an alarm is from being raised, as powers of ten.
-type Level struct {
-	Level float64 `json:"level"`
-	Limit float64 `json:"limit"`
-}
-
-// Status says how things stand.
-func (s *Sentinel) Status() Status {
-	var st Status
-	s.change(func(time.Time) {
-		st = Status{State: s.state(), Waiting: s.pending.len(), Problem: s.problem, Incidents: append([]Incident{}, s.incidents...)}
-		if s.open != nil {
-			i := *s.open
-			st.Open = &i
-		}
-		if w := s.watch; w != nil {
-			st.Model, st.Digest = w.model.Version, w.model.Digest
-			st.Requests, st.Flagged, st.Bound = w.requests, w.flagged, w.model.Detector.Calibration.Bound
-			st.Attack = Level{w.attack.Level(), w.attack.Limit()}
-			st.Labels, st.Errors = w.labels, w.errors
-			if w.accuracy != nil {
-				st.Accuracy = &Level{w.accuracy.Level(), w.accuracy.Limit()}
-			}
-		}
-	})
-	return st
 }

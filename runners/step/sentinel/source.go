@@ -8,8 +8,10 @@ import (
 	"time"
 
 	"github.com/temper-ml/temper/models/detect"
+	"github.com/temper-ml/temper/models/evaluate"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/serve"
+	"github.com/temper-ml/temper/signing"
 	"github.com/temper-ml/temper/signing/store"
 	"github.com/temper-ml/temper/signing/verify"
 )
@@ -125,7 +127,7 @@ func (g *Registry) Load(ctx context.Context, current string) (Model, error) {
 		return Model{}, err
 	}
 	m := Model{Version: served.Version, Digest: served.Digest, Network: served.Network}
-	if m.ErrorBound, err = g.errorBound(ctx, at.String()); err != nil {
+	if err = g.about(ctx, &m, at); err != nil {
 		return Model{}, err
 	}
 	where := g.Detector
@@ -142,23 +144,63 @@ func (g *Registry) Load(ctx context.Context, current string) (Model, error) {
 	return m, err
 }
 
-// errorBound is the upper bound on the model's error rate by its signed
-// figures; 0 where it has none, or did not pass its test: whether such a model
-// is served is for the server to say, and it needs watching all the more.
-func (g *Registry) errorBound(ctx context.Context, model string) (float64, error) {
+// about adds what the signed statements say of the model: among it the upper
+// bound on its error rate, 0 where it has none, or did not pass its test.
+// Whether such a model is served is for the server to say, and it needs
+// watching all the more.
+func (g *Registry) about(ctx context.Context, m *Model, at *store.Reference) error {
 	p := g.Policy
 	p.Robustness = &verify.Requirement{}
-	v, err := verify.Verify(ctx, model, p)
+	v, err := verify.Verify(ctx, at.String(), p)
 	var refused *store.Refused
 	if errors.As(err, &refused) {
-		return 0, nil
+		return nil
 	}
 	if err != nil {
-		return 0, err
+		return err
 	}
 	// One odd label is not enough against a model that passed its test without
 	// an error, and no bet is to be had against one that is nearly always wrong.
-	return min(max(1-v.Robustness.Clean.LowerBound, 0.001), 0.5), nil
+	m.ErrorBound = min(max(1-v.Robustness.Clean.LowerBound, 0.001), 0.5)
+	m.About = About{
+		SignedBy: v.Keys, Network: v.Robustness.Network, Clean: v.Robustness.Clean.Accuracy,
+		Robust: v.Robustness.Robust.Accuracy, Epsilon: v.Robustness.Threat.Epsilon,
+	}
+	return g.report(ctx, m, at)
+}
+
+// maxReport bounds the report that a model carries.
+const maxReport = 16 << 20
+
+// report adds the classes' names and the security curve from the report that
+// was packed with the model; a model without one has none to show.
+func (g *Registry) report(ctx context.Context, m *Model, at *store.Reference) error {
+	manifest, _, err := at.Manifest(ctx)
+	if err != nil {
+		return err
+	}
+	for _, layer := range manifest.Layers {
+		if store.FileName(layer) != signing.ReportFile || layer.Size > maxReport {
+			continue
+		}
+		data, err := at.Blob(ctx, layer)
+		if err != nil {
+			return err
+		}
+		r, err := evaluate.Decode(data)
+		if err != nil {
+			return &store.Refused{Reference: at.String(), Err: err}
+		}
+		for _, c := range r.Classes {
+			m.About.Classes = append(m.About.Classes, c.Name)
+		}
+		for _, c := range r.Curve {
+			if m.About.Curve == nil || c.Attack != "fgsm" { // the strongest that was drawn
+				m.About.Curve = c.Points
+			}
+		}
+	}
+	return nil
 }
 
 // loadDetector reads a detector, by the digest that was verified.
@@ -168,21 +210,26 @@ func loadDetector(ctx context.Context, ref string, p verify.Policy) (*detect.Det
 	if err != nil {
 		return nil, fmt.Errorf("detector: %w", err)
 	}
-	a, err := store.Pull(ctx, v.Reference, store.Want{Type: DetectorType, Files: 2, Bytes: maxDetector})
+	return readDetector(ctx, v.Reference)
+}
+
+// readDetector reads a detector that is not verified, or was.
+func readDetector(ctx context.Context, ref string) (*detect.Detector, error) {
+	a, err := store.Pull(ctx, ref, store.Want{Type: DetectorType, Files: 2, Bytes: maxDetector})
 	if err != nil {
 		return nil, fmt.Errorf("detector: %w", err)
 	}
 	guard, err := a.File(detect.GuardFile)
 	if err != nil {
-		return nil, &store.Refused{Reference: v.Reference, Err: err}
+		return nil, &store.Refused{Reference: ref, Err: err}
 	}
 	calibration, err := a.File(detect.CalibrationFile)
 	if err != nil {
-		return nil, &store.Refused{Reference: v.Reference, Err: err}
+		return nil, &store.Refused{Reference: ref, Err: err}
 	}
 	d, err := detect.Decode(guard, calibration)
 	if err != nil {
-		return nil, &store.Refused{Reference: v.Reference, Err: err}
+		return nil, &store.Refused{Reference: ref, Err: err}
 	}
 	return d, nil
 }

@@ -1,0 +1,71 @@
+package sentinel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	wfv1 "github.com/argoproj/argo-workflows/v3/pkg/apis/workflow/v1alpha1"
+	argo "github.com/argoproj/argo-workflows/v3/pkg/client/clientset/versioned/typed/workflow/v1alpha1"
+	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/runners/step/submit"
+)
+
+// Argo is a Defence that runs a workflow from a WorkflowTemplate and waits for
+// it. The workflow's name is the incident's: however often it is started there
+// is one.
+type Argo struct {
+	Template  string
+	Namespace string
+	API       argo.ArgoprojV1alpha1Interface
+	Step      *step.Step
+	Model     string // repository of the model under attack: its reference without the digest
+	Channel   string // "" where there is none
+}
+
+// verdictRejected is what the workflow's output parameter "verdict" says where
+// no candidate passed the gate.
+const verdictRejected = "rejected"
+
+// Start implements Defence.
+func (a *Argo) Start(ctx context.Context, i Incident) error {
+	template, err := a.API.WorkflowTemplates(a.Namespace).Get(ctx, a.Template, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("workflow template %s: %w", a.Template, err)
+	}
+	// A template declares what it wants to know.
+	job := submit.Job{
+		Template: a.Template, Name: a.Template + "-" + i.ID, Wait: true,
+		Namespace: a.Namespace, API: a.API, Parameters: map[string]string{},
+	}
+	for name, value := range map[string]string{
+		"model": a.Model + "@" + i.Digest, "evidence": i.Kept, "channel": a.Channel,
+		"epsilon": strconv.FormatFloat(i.Epsilon, 'g', -1, 64), "incident": i.ID,
+		"approval": map[bool]string{true: "required", false: "none"}[i.Approval],
+	} {
+		declared := slices.ContainsFunc(template.Spec.Arguments.Parameters, func(p wfv1.Parameter) bool { return p.Name == name })
+		switch {
+		case declared && (value != "" && value != "0"): // else the template's default
+			job.Parameters[name] = value
+		case !declared && name == "approval" && i.Approval:
+			return errors.New("a person must approve, and workflow template " + a.Template + ` has no parameter "approval" to be suspended by`)
+		}
+	}
+	i.Note("workflow", job.Name)
+	var result submit.Result
+	run := &cobra.Command{Use: "submit", RunE: func(cmd *cobra.Command, _ []string) error { return job.Run(cmd.Context(), step.From(cmd)) }}
+	if err := a.Step.Call(ctx, run, &result, nil); err != nil {
+		return err
+	}
+	if verdict := result.Outputs["verdict"]; strings.TrimSpace(verdict) == verdictRejected {
+		return fmt.Errorf("workflow %s: %w", job.Name, ErrRejected)
+	}
+	i.Note("workflow ended", result.Phase)
+	return nil
+}

@@ -4,6 +4,7 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/temper-ml/temper/models/gate"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
+	"github.com/temper-ml/temper/signing/channel"
 	signing "github.com/temper-ml/temper/signing/verify"
 )
 
@@ -108,26 +110,44 @@ type Result struct {
 
 // Command is the command.
 func Command() *cobra.Command {
-	var trust Trust
+	var (
+		trust Trust
+		head  string
+	)
 	cmd := &cobra.Command{
 		Use:   "verify --key cosign.pub REF...",
 		Short: "Check signatures and signed figures",
 		Long: `Check that artifacts are signed by the given keys for the repository they are
 in; with --policy also that the keys attest a passed test and figures that meet
-the gate policy. Exit code 3 is a refusal. Prints each reference with the digest
-that was verified: use that, not the tag.`,
+the gate policy. What "temper revoke" names is refused. With --channel
+it is the model in service that is checked. Exit code 3 is a refusal. Prints each
+reference with the digest that was verified: use that, not the tag.`,
 		Example: `  temper verify --key cosign.pub oci:out:model
   temper verify --key cosign.pub --policy wong localhost:5000/mnist@sha256:...
+  temper verify --key cosign.pub --channel localhost:5000/mnist:production
   temper verify --key ada.pub,grace.pub --signers 2 localhost:5000/mnist:production`,
-		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, s := cmd.Context(), step.From(cmd)
 			rules, err := trust.Rules(ctx)
 			if err != nil {
 				return err
 			}
+			if head != "" {
+				inService, err := channel.Read(ctx, head, rules)
+				if err != nil {
+					return step.BadInput(err)
+				}
+				args = append(args, inService.Reference)
+			}
+			if len(args) == 0 {
+				return step.BadInput(errors.New("nothing to verify: name artifacts, or a --channel"))
+			}
 			var result Result
 			for _, ref := range args {
+				rules, err := channel.WithRevoked(ctx, ref, rules)
+				if err != nil {
+					return step.BadInput(err)
+				}
 				v, err := signing.Verify(ctx, ref, rules)
 				if err != nil {
 					return step.BadInput(err) // what is not a refusal is a bad reference or policy
@@ -147,6 +167,7 @@ that was verified: use that, not the tag.`,
 			return s.Print(strings.Join(result.References, "\n"), result)
 		},
 	}
+	cmd.Flags().StringVar(&head, "channel", "", "channel whose model in service to verify, such as localhost:5000/mnist:production")
 	trust.Flags(cmd.Flags(), "key")
 	cmd.MarkFlagRequired("key")
 	return cmd

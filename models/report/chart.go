@@ -12,7 +12,7 @@ import (
 // chart is a line chart laid out in SVG user units.
 type chart struct {
 	ID, Title, Description string
-	XLabel                 string
+	XLabel, YLabel         string  // of the y axis "accuracy" where it is empty
 	Left, Right            float64 // the plot's edges
 	Top, Bottom            float64
 	XTicks, YTicks         []tick

@@ -31,6 +31,7 @@ type Page struct {
 	Lead       string // one or two sentences under the title
 	Figures    []Figure
 	Incident   *Incident
+	Tradeoff   []Tradeoff
 	Accuracies []Accuracy
 	Curve      *Curve
 	Examples   []Example
@@ -167,6 +168,7 @@ type view struct {
 	*Page
 	Live     *chart
 	Security *chart
+	Balance  *chart // of the tradeoff
 	Examples []exampleView
 	Matrices []matrixView
 }
@@ -206,6 +208,11 @@ func newView(p *Page) (*view, error) {
 	}
 	if p.Curve != nil && len(p.Curve.Series) > 0 {
 		if v.Security, err = securityChart(p.Curve); err != nil {
+			return nil, err
+		}
+	}
+	if len(p.Tradeoff) > 0 {
+		if v.Balance, err = tradeoffChart(p.Tradeoff); err != nil {
 			return nil, err
 		}
 	}

@@ -36,6 +36,9 @@ type (
 // checkpoint file was named, the same call resumes it.
 var ErrInterrupted = errors.New("training interrupted")
 
+// ErrDiverged is a loss or gradient that is not finite.
+var ErrDiverged = errors.New("training diverged")
+
 // checkpointEvery bounds the work lost when a process is killed without
 // notice.
 const checkpointEvery = 30 * time.Second
@@ -267,7 +270,7 @@ func (t *trainer) run(ctx context.Context) (*Result, error) {
 		copy(t.net.Flat(), t.result())
 	}
 	if err := t.net.Check(); err != nil {
-		return nil, fmt.Errorf("training: the trained %w", err)
+		return nil, fmt.Errorf("training: %w: the trained %w", ErrDiverged, err)
 	}
 	r := &Result{Steps: t.step, Epochs: t.recipe.Epochs(), Loss: t.lastLoss, Seconds: time.Since(t.started).Seconds()}
 	if t.guard != nil {
@@ -317,11 +320,11 @@ func (t *trainer) advance() (epsilon, rate float64, err error) {
 		loss = (1-share)*loss + share*t.bounded(gradient, epsilon, share)
 	}
 	if math.IsNaN(loss) || math.IsInf(loss, 0) {
-		return 0, 0, fmt.Errorf("the loss is %v: %s", loss, advice)
+		return 0, 0, fmt.Errorf("%w: the loss is %v: %s", ErrDiverged, loss, advice)
 	}
 	length := norm(gradient, t.partial)
 	if !(length <= maxNorm) {
-		return 0, 0, fmt.Errorf("the gradient of parameter %s is not finite or too large: %s", t.largest(gradient), advice)
+		return 0, 0, fmt.Errorf("%w: the gradient of parameter %s is not finite or too large: %s", ErrDiverged, t.largest(gradient), advice)
 	}
 	scale := 1.0
 	if t.recipe.Clip > 0 && length > t.recipe.Clip {

@@ -68,6 +68,9 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	if err != nil {
 		return fmt.Errorf("policy: %w", err)
 	}
+	if rules, err = channel.WithRevoked(ctx, j.Channel, rules); err != nil {
+		return step.BadInput(err)
+	}
 	candidate, err := verify.Load(ctx, j.Model, rules)
 	if err != nil {
 		return step.BadInput(err)

@@ -99,3 +99,7 @@ func newMetrics() *metrics {
 func (m *metrics) request(route string, code int) {
 	m.requests.WithLabelValues(route, strconv.Itoa(code)).Inc()
 }
+
+// Describe sends what every server's metrics are, for checks of dashboards and
+// alert rules.
+func Describe(to chan<- *prometheus.Desc) { newMetrics().registry.Describe(to) }

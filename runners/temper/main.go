@@ -21,6 +21,7 @@ import (
 	"github.com/temper-ml/temper/runners/step/registry"
 	"github.com/temper-ml/temper/runners/step/retrain"
 	"github.com/temper-ml/temper/runners/step/sentinel"
+	"github.com/temper-ml/temper/runners/step/revoke"
 	"github.com/temper-ml/temper/runners/step/serve"
 	"github.com/temper-ml/temper/runners/step/sign"
 	"github.com/temper-ml/temper/runners/step/submit"
@@ -51,7 +52,7 @@ Each command reads artifacts from an OCI registry or an OCI layout folder
 	root.AddCommand(
 		demo.Command(),
 		check.Command(), train.Command(), attack.Command(), evaluate.Command(), retrain.Command(), choose.Command(),
-		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(),
+		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(), revoke.Command(),
 		submit.Command(), summary.Command(), serve.Command(), sentinel.Command(), registry.Command(), bench.Command(), images.Command(),
 	)
 	return root

@@ -3,6 +3,7 @@
 package observability
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -13,8 +14,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.yaml.in/yaml/v3"
 
-	"github.com/temper-ml/temper/models/strictyaml"
 	"github.com/temper-ml/temper/runners/step/serve"
 )
 
@@ -91,7 +92,9 @@ func TestCase40AlertsAskForWhatExists(t *testing.T) {
 		t.Fatal(err)
 	}
 	var r rules
-	if err := strictyaml.Decode(data, &r); err != nil {
+	d := yaml.NewDecoder(bytes.NewReader(data))
+	d.KnownFields(true)
+	if err := d.Decode(&r); err != nil {
 		t.Fatal(err)
 	}
 	var alerts []string

@@ -22,7 +22,7 @@ up() {
   if ! capsh_has 24; then
     runtime=(--add-runtime "limited=$here/runc-without-resource" --default-runtime limited)
   fi
-  setsid dockerd --data-root "$cache/docker-data" --pidfile "$state/pid" --log-level warn "${runtime[@]}" >"$state/log" 2>&1 </dev/null &
+  setsid dockerd --data-root "$cache/docker-data" --exec-root "$state/run" --pidfile "$state/pid" --log-level warn "${runtime[@]}" >"$state/log" 2>&1 </dev/null &
   disown
   wait_for 60 docker info
   # A cluster's addresses mean nothing outside this machine: nothing that is

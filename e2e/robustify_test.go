@@ -1,0 +1,490 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/e2e-framework/pkg/envconf"
+	"sigs.k8s.io/e2e-framework/pkg/features"
+
+	"github.com/temper-ml/temper/models/dataset"
+	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/runners/step/artifact"
+	"github.com/temper-ml/temper/signing/channel"
+	"github.com/temper-ml/temper/signing/store"
+	"github.com/temper-ml/temper/signing/verify"
+)
+
+// robustified is the workflow that brought the first model into service: one
+// for all tests.
+var robustified *workflow
+
+// promoted runs robustify from nothing, unless it has been run, and returns
+// the workflow.
+func promoted(t *testing.T) *workflow {
+	t.Helper()
+	if robustified == nil {
+		w := finished(t, namespace, submit(t, namespace, "robustify"))
+		if v := w.result("verdict"); v != "promoted" {
+			t.Fatalf("workflow %s: verdict %q, not promoted", w.Metadata.Name, v)
+		}
+		t.Logf("robustify took %v", w.Status.FinishedAt.Sub(w.Status.StartedAt))
+		robustified = w
+	}
+	return robustified
+}
+
+// step is a sentence of a test: Given, When or Then.
+type step = func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context
+
+func do(f func(t *testing.T)) step {
+	return func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
+		t.Helper()
+		f(t)
+		return ctx
+	}
+}
+
+// trust is what whoever looks from outside asks for: the signature of the key,
+// for the repository by its name in the cluster.
+func trust(t *testing.T) verify.Policy {
+	t.Helper()
+	public, err := os.ReadFile(filepath.Join(keys, "cosign.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return verify.Policy{Keys: []verify.Key{{Name: "e2e", PEM: public}}, Repositories: []string{repository}}
+}
+
+func head(t *testing.T) *channel.Head {
+	t.Helper()
+	h, err := channel.Read(t.Context(), outside(production), trust(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// From nothing to a model in service (case 65).
+func TestCase65Robustify(t *testing.T) {
+	var w *workflow
+	testenv.Test(t, features.New("robustify from nothing").
+		Assess("Given Temper without a model, the server is not ready", do(func(t *testing.T) {
+			if digest, err := inService(t, namespace); err == nil {
+				t.Skipf("the cluster is not new: %s is in service", digest)
+			}
+		})).
+		Assess("When robustify is submitted with the stock argo command line, it promotes a model", do(func(t *testing.T) {
+			w = promoted(t)
+		})).
+		Assess("Then the channel names that model, signed", do(func(t *testing.T) {
+			if h := head(t); h.Model != w.result("digest") || h.Reference != outside(w.result("reference")) {
+				t.Errorf("the channel names %s, the workflow %s", h.Reference, w.result("reference"))
+			}
+		})).
+		Assess("And it is in service, and right about clean images", do(func(t *testing.T) {
+			waitForModel(t, namespace, w.result("digest"))
+			if a := accuracy(t, namespace, "mnist", 200); a < 0.95 {
+				t.Errorf("accuracy on clean images is %.3f", a)
+			}
+		})).
+		Assess("And the same submission again changes nothing in service", do(func(t *testing.T) {
+			before := head(t)
+			again := finished(t, namespace, submit(t, namespace, "robustify"))
+			if after := head(t); after.Model != before.Model {
+				t.Errorf("workflow %s moved the channel from %s to %s", again.Metadata.Name, before.Model, after.Model)
+			}
+		})).
+		Feature())
+}
+
+// accuracy asks the server of a namespace about the first n test images of a
+// data set.
+func accuracy(t *testing.T, namespace, ref string, n int) float64 {
+	t.Helper()
+	splits, err := artifact.OpenDataset(t.Context(), outside(ref))
+	if err != nil {
+		t.Fatal(err)
+	}
+	right := 0
+	err = ask(t.Context(), t, namespace, splits.Test, n, func(label int64, want uint8) {
+		if label == int64(want) {
+			right++
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return float64(right) / float64(n)
+}
+
+// ask sends the first n images, one a request.
+func ask(ctx context.Context, t *testing.T, namespace string, set *dataset.Set, n int, answer func(label int64, want uint8)) error {
+	t.Helper()
+	s := server(t, namespace)
+	shape := nn.Shape{Height: 28, Width: 28, Channels: 1}
+	pixels := make([]float32, shape.Size())
+	for i := range n {
+		set.Read(pixels, i, i+1)
+		a, err := s.Predict(ctx, pixels, 1, shape)
+		if err != nil {
+			return err
+		}
+		answer(a.Labels[0], set.Labels[i])
+	}
+	return nil
+}
+
+// What the gate rejects ends Succeeded and changes nothing.
+func TestRejectedCandidate(t *testing.T) {
+	var w *workflow
+	var before *channel.Head
+	testenv.Test(t, features.New("a candidate that is rejected").
+		Assess("Given a model in service", do(func(t *testing.T) {
+			promoted(t)
+			before = head(t)
+		})).
+		Assess("When robustify ends with a model that its policy rejects", do(func(t *testing.T) {
+			// One epoch of hardening against what nothing withstands.
+			w = finished(t, namespace, submit(t, namespace, "robustify", "retrain-epochs=1", "candidates="+`[{"recipe": "standard", "seed": "7"}]`))
+		})).
+		Assess("Then the workflow is Succeeded, its verdict is rejected", do(func(t *testing.T) {
+			if v := w.result("verdict"); v != "rejected" {
+				t.Errorf("verdict %q", v)
+			}
+			if n := w.pods("promote"); len(n) != 0 {
+				t.Errorf("%d pods of promote ran", len(n))
+			}
+		})).
+		Assess("And the model in service is the one before", do(func(t *testing.T) {
+			if after := head(t); after.Digest != before.Digest {
+				t.Errorf("the channel moved from record %s to %s", before.Digest, after.Digest)
+			}
+			waitForModel(t, namespace, before.Model)
+		})).
+		Feature())
+}
+
+// The shipped controller runs shipped templates, as they are.
+func TestCase06StrictReferencing(t *testing.T) {
+	for name, change := range map[string]string{
+		"another account":       `{"serviceAccountName": "signer"}`,
+		"the host's network":    `{"hostNetwork": true}`,
+		"a patch of the pods":   `{"podSpecPatch": "{\"hostPID\": true}"}`,
+		"a template of its own": `{"entrypoint": "own", "templates": [{"name": "own", "container": {"image": "` + registryInside + `/temper/train:dev", "command": ["/train"]}}]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := map[string]any{}
+			if err := json.Unmarshal([]byte(change), &spec); err != nil {
+				t.Fatal(err)
+			}
+			spec["workflowTemplateRef"] = map[string]any{"name": "robustify"}
+			if name == "a template of its own" {
+				delete(spec, "workflowTemplateRef")
+			}
+			manifest, err := json.Marshal(map[string]any{
+				"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow",
+				"metadata": map[string]any{"generateName": "case06-", "namespace": namespace},
+				"spec":     spec,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			created, err := run(string(manifest), "kubectl", "create", "-f", "-", "-o", "jsonpath={.metadata.name}")
+			if err != nil {
+				return // refused at once
+			}
+			poll(t, "the refusal of "+created, func() (bool, error) {
+				w := get(t, namespace, created)
+				if len(w.pods("train")) > 0 || w.Status.Phase == "Succeeded" {
+					t.Fatalf("workflow %s ran", created)
+				}
+				return w.Status.Phase == "Error" || w.Status.Phase == "Failed", fmt.Errorf("phase %q", w.Status.Phase)
+			})
+		})
+	}
+}
+
+// A parameter that is not one of its enum is refused when it is submitted.
+func TestParameterOutOfEnum(t *testing.T) {
+	out, err := run("", "argo", "submit", "-n", namespace, "--from", "workflowtemplate/robustify", "-p", "shards=3", "-o", "name")
+	if err == nil {
+		t.Errorf("argo submit took shards=3 for workflow %s", strings.TrimSpace(out))
+	}
+}
+
+// Pods are killed in train, pack and promote: one model, one promotion.
+func TestCase15PodsKilled(t *testing.T) {
+	victims := []string{"train", "pack", "promote"}
+	ns := "killed-" + unique()
+	var w *workflow
+	testenv.Test(t, features.New("pods killed").
+		Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
+			installIn(t, ns)
+			return ctx
+		}).
+		Assess("When the first pod of each step is killed", do(func(t *testing.T) {
+			name := submit(t, ns, "robustify", "repository="+registryInside+"/"+ns)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			killed := make(chan error, 1)
+			go func() { killed <- kill(ctx, ns, name, victims) }()
+			w = finished(t, ns, name)
+			cancel()
+			if err := <-killed; err != nil {
+				t.Fatal(err)
+			}
+		})).
+		Assess("Then they ran again, and one promotion came of it", do(func(t *testing.T) {
+			for _, v := range victims {
+				if n := len(w.pods(v)); n < 2 {
+					t.Errorf("%s ran in %d pod(s)", v, n)
+				}
+			}
+			r, err := store.Open(t.Context(), registryOutside+"/"+ns)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			tags, err := r.Tags(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var records []string
+			for _, tag := range tags {
+				if strings.HasPrefix(tag, "production-") {
+					records = append(records, tag)
+				}
+			}
+			if w.result("verdict") != "promoted" || len(records) != 1 {
+				t.Errorf("verdict %q, records %v", w.result("verdict"), records)
+			}
+		})).
+		Teardown(remove(ns)).
+		Feature())
+}
+
+// kill deletes the first pod of each template, by force, as soon as its
+// container runs; it ends with its context, or when all are dead.
+func kill(ctx context.Context, namespace, workflow string, templates []string) error {
+	pods, err := client.CoreV1().Pods(namespace).Watch(ctx, metav1.ListOptions{LabelSelector: "workflows.argoproj.io/workflow=" + workflow})
+	if err != nil {
+		return err
+	}
+	defer pods.Stop()
+	left := map[string]bool{}
+	for _, v := range templates {
+		left[v] = true
+	}
+	now := int64(0)
+	for len(left) > 0 {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("never seen: %v", left)
+		case event, ok := <-pods.ResultChan():
+			if !ok {
+				return errors.New("the watch of pods ended")
+			}
+			pod, ok := event.Object.(*corev1.Pod)
+			if !ok || pod.Status.Phase != corev1.PodRunning && pod.Status.Phase != corev1.PodPending || pod.DeletionTimestamp != nil {
+				continue
+			}
+			for v := range left {
+				// A pod's name is the workflow's, the template's, and a number.
+				if strings.HasPrefix(pod.Name, workflow+"-"+v+"-") && pod.Spec.NodeName != "" {
+					if err := client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
+						return err
+					}
+					delete(left, v)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// A gate that says nothing promotes nothing.
+func TestCase12GateThatDies(t *testing.T) {
+	for name, command := range map[string]string{
+		"writes no result": `["/evaluate", "--help"]`,
+		"fails":            `["/evaluate", "--no-such-flag"]`,
+	} {
+		ns := "gate-" + unique()
+		testenv.Test(t, features.New("a gate that "+name).
+			Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
+				installIn(t, ns)
+				return ctx
+			}).
+			Assess("When the model is the one in service elsewhere, and the gate "+name, do(func(t *testing.T) {
+				steps := map[string]any{}
+				if err := json.Unmarshal([]byte(must(t, "", "kubectl", "get", "-n", ns, "workflowtemplate", "steps", "-o", "json")), &steps); err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range steps["spec"].(map[string]any)["templates"].([]any) {
+					template := e.(map[string]any)
+					if template["name"] == "evaluate" {
+						container := template["container"].(map[string]any)
+						container["command"] = json.RawMessage(command)
+						container["args"] = []string{}
+						template["retryStrategy"] = nil
+					}
+				}
+				changed, err := json.Marshal(steps)
+				if err != nil {
+					t.Fatal(err)
+				}
+				must(t, string(changed), "kubectl", "replace", "-n", ns, "-f", "-")
+				name := submit(t, ns, "robustify", "repository="+registryInside+"/"+ns, "model="+base(t), "epsilons=[]")
+				run("", "argo", "wait", "-n", ns, name)
+				w := get(t, ns, name)
+				if w.Status.Phase == "Succeeded" || w.result("verdict") == "promoted" {
+					t.Errorf("the workflow is %s, verdict %q", w.Status.Phase, w.result("verdict"))
+				}
+				for _, later := range []string{"pack", "sign", "promote"} {
+					if n := len(w.pods(later)); n != 0 {
+						t.Errorf("%d pods of %s ran", n, later)
+					}
+				}
+			})).
+			Teardown(remove(ns)).
+			Feature())
+	}
+}
+
+// base is the network that robustify trained first.
+func base(t *testing.T) string {
+	t.Helper()
+	for _, n := range promoted(t).pods("train") {
+		if strings.Contains(n.Outputs.get("reference"), "@") && n.Phase == "Succeeded" {
+			return n.Outputs.get("reference")
+		}
+	}
+	t.Fatal("no output of train")
+	return ""
+}
+
+// A model that the key did not sign is neither promoted nor served.
+func TestUnsignedIsRefused(t *testing.T) {
+	var unsigned string
+	testenv.Test(t, features.New("an unsigned model").
+		Assess("Given a model in service, and its ModelPack copied without the signature", do(func(t *testing.T) {
+			w := promoted(t)
+			unsigned = registryInside + "/unsigned-" + unique()
+			must(t, "", tool(t, "crane"), "copy", outside(w.result("reference")), outside(unsigned)+":latest")
+			unsigned += "@" + w.result("digest")
+		})).
+		Assess("When it is given to promote, the step refuses with exit code 3", do(func(t *testing.T) {
+			refused(t, "promote", []string{"/promote", "--key=/signing-key/cosign.key", "--trust=/trusted-keys/cosign.pub", "--policy=wong",
+				"--channel=" + strings.Split(unsigned, "@")[0] + ":production", "--model=" + unsigned})
+		})).
+		Assess("When it is given to serve, the server refuses with exit code 3 or is never ready", do(func(t *testing.T) {
+			refused(t, "serve", []string{"/serve", "--key=/trusted-keys/cosign.pub", "--model=" + unsigned})
+		})).
+		Feature())
+}
+
+// refused runs a runner in a pod as the workflows do, and wants it to refuse.
+func refused(t *testing.T, runner string, command []string) {
+	t.Helper()
+	falsehood, truth, user := false, true, int64(65532)
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "refused-" + runner + "-", Labels: map[string]string{"app.kubernetes.io/part-of": "temper"}},
+		Spec: corev1.PodSpec{
+			RestartPolicy: corev1.RestartPolicyNever, ServiceAccountName: "signer", AutomountServiceAccountToken: &falsehood,
+			SecurityContext: &corev1.PodSecurityContext{RunAsNonRoot: &truth, FSGroup: &user, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
+			Containers: []corev1.Container{{
+				Name: "main", Image: registryInside + "/temper/" + runner + ":dev", Command: command,
+				Env: []corev1.EnvVar{{Name: "COSIGN_PASSWORD", Value: password}, {Name: "TMPDIR", Value: "/work"}},
+				SecurityContext: &corev1.SecurityContext{
+					RunAsUser: &user, AllowPrivilegeEscalation: &falsehood, ReadOnlyRootFilesystem: &truth,
+					Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+				},
+				VolumeMounts: []corev1.VolumeMount{{Name: "work", MountPath: "/work"}, {Name: "signing-key", MountPath: "/signing-key"}, {Name: "trusted-keys", MountPath: "/trusted-keys"}},
+			}},
+			Volumes: []corev1.Volume{
+				{Name: "work", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+				{Name: "signing-key", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "signing-key"}}},
+				{Name: "trusted-keys", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "trusted-keys"}}}},
+			},
+		},
+	}
+	ctx := t.Context()
+	pods := client.CoreV1().Pods(namespace)
+	pod, err := pods.Create(ctx, pod, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pods.Delete(context.WithoutCancel(ctx), pod.Name, metav1.DeleteOptions{})
+	poll(t, "the end of "+pod.Name, func() (bool, error) {
+		now, err := pods.Get(ctx, pod.Name, metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		if s := now.Status.ContainerStatuses; len(s) == 1 && s[0].State.Terminated != nil {
+			if code := s[0].State.Terminated.ExitCode; code != 3 {
+				logs, _ := pods.GetLogs(pod.Name, &corev1.PodLogOptions{}).DoRaw(ctx)
+				t.Errorf("%s ended with %d, not 3 (refused)\n%s", runner, code, logs)
+			}
+			return true, nil
+		}
+		return false, fmt.Errorf("%s is %s", pod.Name, now.Status.Phase)
+	})
+}
+
+// tool builds crane or cosign from its own module and returns its path.
+func tool(t *testing.T, name string) string {
+	t.Helper()
+	return must(t, "", "go", "-C", "tools", "tool", "-n", name)
+}
+
+// What was promoted is there for everybody else's tools.
+func TestFromOutside(t *testing.T) {
+	var ref string
+	testenv.Test(t, features.New("stock tools from outside the cluster").
+		Assess("Given a promoted model", do(func(t *testing.T) { ref = outside(promoted(t).result("reference")) })).
+		Assess("Then cosign verifies its signature through the node port", do(func(t *testing.T) {
+			cosign := exec.Command(tool(t, "cosign"), "verify", "--key", filepath.Join(keys, "cosign.pub"), "--insecure-ignore-tlog=true", ref)
+			// Any root keeps cosign from looking for sigstore's on the network.
+			cosign.Env = append(os.Environ(), "HOME="+t.TempDir(), "SIGSTORE_ROOT_FILE="+os.DevNull)
+			if out, err := cosign.CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})).
+		Assess("And crane pulls it and the images, whole", do(func(t *testing.T) {
+			for _, r := range []string{ref, registryOutside + "/temper/serve:dev"} {
+				must(t, "", tool(t, "crane"), "pull", "--format=oci", r, filepath.Join(t.TempDir(), "pulled"))
+			}
+		})).
+		Feature())
+}
+
+// installIn installs Temper in a namespace of its own, without server and
+// sentinel.
+func installIn(t *testing.T, ns string) {
+	t.Helper()
+	if err := install(ns, "patches:\n- target: {kind: Deployment}\n  patch: '[{op: replace, path: /spec/replicas, value: 0}]'\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func remove(ns string) step {
+	return do(func(t *testing.T) {
+		if t.Failed() {
+			return // to be looked at
+		}
+		if err := client.CoreV1().Namespaces().Delete(context.Background(), ns, metav1.DeleteOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -365,3 +365,41 @@ func TestWithoutBound(t *testing.T) {
 		t.Errorf("%d proven by NaN (%v)", n, err)
 	}
 }
+
+// BenchmarkStep compares a step on the bound with one on images, for wong and
+// batches of 128: go test -run '^$' -bench Step ./models/certify
+func BenchmarkStep(b *testing.B) {
+	net, err := nn.New(nn.Description{Name: "wong", Input: nn.Shape{Height: 28, Width: 28, Channels: 1}, Layers: []nn.Layer{
+		{Conv: &nn.Conv{Filters: 16, Kernel: 4, Stride: 2, Padding: 1, ReLU: true}},
+		{Conv: &nn.Conv{Filters: 32, Kernel: 4, Stride: 2, Padding: 1, ReLU: true}},
+		dense(100, true), dense(10, false),
+	}}, 1)
+	if err != nil {
+		b.Fatal(err)
+	}
+	const n = 128
+	x, labels := images(net, n)
+	loss := attack.CrossEntropy(labels, 10)
+	b.Run("bound", func(b *testing.B) {
+		bound, err := New(net, n)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for b.Loop() {
+			bound.Step(x, labels, 0.3, loss)
+		}
+		b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "images/s")
+	})
+	b.Run("images", func(b *testing.B) {
+		model, err := graph.NewTraining(net, n)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for b.Loop() {
+			if _, err := model.Step(x, n, loss); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "images/s")
+	})
+}

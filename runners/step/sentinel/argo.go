@@ -45,7 +45,8 @@ func (a *Argo) Start(ctx context.Context, i Incident) error {
 		Namespace: a.Namespace, API: a.API, Parameters: map[string]string{},
 	}
 	for name, value := range map[string]string{
-		"model": a.Model + "@" + i.Digest, "evidence": i.Kept, "channel": a.Channel,
+		"model": a.Model + "@" + i.Digest, "evidence": i.Kept,
+		"repository": a.Model, "channel": strings.TrimPrefix(a.Channel, a.Model+":"),
 		"epsilon": strconv.FormatFloat(i.Epsilon, 'g', -1, 64), "incident": i.ID,
 		"approval": map[bool]string{true: "required", false: "none"}[i.Approval],
 	} {

@@ -20,7 +20,16 @@ func NewForward(n *Network, batch int) (*Forward, error) {
 	f := &Forward{network: n, batch: batch}
 	activity := make([][]float32, len(n.Layers)) // output of each layer, [batch, shape]
 	for i, l := range n.Layers {
-		y := make([]float32, batch*n.shapes[i+1].Size())
+		if i > 0 && n.ConvPool(i-1) != nil {
+			activity[i] = activity[i-1] // which that layer wrote
+			continue
+		}
+		weighted, function := n.Arithmetic(i)
+		out := n.shapes[i+1]
+		if pooled := n.ConvPool(i); pooled != nil {
+			weighted, out = pooled, n.shapes[i+2]
+		}
+		y := make([]float32, batch*out.Size())
 		activity[i], f.logits = y, y
 		inputs := n.Inputs(i)
 		from := make([][]float32, len(inputs))
@@ -37,7 +46,6 @@ func NewForward(n *Network, batch int) (*Forward, error) {
 			}
 			return from
 		}
-		weighted, function := n.Arithmetic(i)
 		if weighted == nil {
 			f.layers = append(f.layers, func(x []float32, rows int) { function.Forward(y, take(x), rows) })
 			continue

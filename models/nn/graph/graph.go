@@ -199,6 +199,9 @@ func newEngine(net *nn.Network, batch int, training, bf16 bool) (*engine, error)
 // arithmetic returns that of a layer with parameters, nil for one without.
 func (e *engine) arithmetic(layer int) kernel.Weighted {
 	weighted, _ := e.net.Arithmetic(layer)
+	if pooled := e.net.ConvPool(layer); pooled != nil {
+		weighted = pooled
+	}
 	if weighted != nil && e.bf16 {
 		kernel.UseBF16(weighted)
 	}
@@ -405,6 +408,10 @@ func (e *engine) compile() (*machine, error) {
 				inputs = append(inputs, layers[from])
 			}
 		}
+		if i > 0 && e.net.ConvPool(i-1) != nil {
+			layers = append(layers, layers[i-1]) // which has done it
+			continue
+		}
 		var layer *gorgonia.Node
 		var err error
 		if n := layerParameters(e.net, i); n > 0 {
@@ -480,10 +487,15 @@ func (m *machine) weighted(i int, l nn.Layer, x, w *gorgonia.Node) (*gorgonia.No
 	weight, bias := m.net.Weights(i)
 	split := len(weight)
 	arith := m.arithmetic(i)
-	relu := l.ReLU()
+	relu, unclamp := l.ReLU(), m.unclamp
 	name := fmt.Sprintf("%d.%s", i, l.Kind())
+	if m.net.ConvPool(i) != nil {
+		out = m.net.LayerShapes()[i+2]
+		name += "+pool"
+		unclamp = func(_ int, _ nn.Layer, _, grad *gorgonia.Node) (*gorgonia.Node, error) { return grad, nil } // part of the gradients
+	}
 	diff := func(inputs gorgonia.Nodes, output, grad *gorgonia.Node) (gorgonia.Nodes, error) {
-		grad, err := m.unclamp(i, l, output, grad)
+		grad, err := unclamp(i, l, output, grad)
 		if err != nil {
 			return nil, err
 		}

@@ -16,11 +16,13 @@ type Packer interface {
 	Pack(packed, w []float32) []float32
 }
 
-// UseBF16 makes a layer multiply bfloat16 values. Those other than Conv and
-// Dense go on as they were.
+// UseBF16 makes a layer multiply bfloat16 values. Those other than Conv,
+// ConvPool and Dense go on as they were.
 func UseBF16(layer Weighted) {
 	switch l := layer.(type) {
 	case *Conv:
+		l.BF16 = true
+	case *ConvPool:
 		l.BF16 = true
 	case *Dense:
 		l.BF16 = true

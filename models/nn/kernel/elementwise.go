@@ -52,6 +52,10 @@ func scatterPortable(sum, column []float32, count, segment, sumStep, columnStep 
 // sumRows sets sum to the sum of the rows of src, each as long as sum.
 func sumRows(sum, src []float32) {
 	clear(sum)
+	addRows(sum, src)
+}
+
+func addRows(sum, src []float32) {
 	for len(src) > 0 {
 		addTo(sum, src[:len(sum)])
 		src = src[len(sum):]
@@ -85,6 +89,36 @@ func selectedPortable(dst, src []float32, index []int32, place int32) {
 			dst[i] = v
 		} else {
 			dst[i] = 0
+		}
+	}
+}
+
+// poolPortable sets y [pixels, channels] to the maxima of the windows in strip,
+// size rows of line floats, and which to their places; none where a maximum is
+// not positive. A NaN stays one.
+func poolPortable(y []float32, which []int32, strip []float32, size, line, channels int) {
+	for at := 0; at < len(y); at += channels {
+		best, index := y[at:][:channels], which[at:][:channels]
+		window := strip[at*size:]
+		copy(best, window)
+		clear(index)
+		for tap := 1; tap < size*size; tap++ {
+			maximumPortable(best, index, window[tap/size*line+tap%size*channels:][:channels], int32(tap))
+		}
+		for i, v := range best {
+			if !(v > 0) {
+				index[i] = none
+			}
+		}
+	}
+}
+
+// unpoolPortable sets the windows in strip to zero, but the places which to dy.
+func unpoolPortable(strip, dy []float32, which []int32, size, line, channels int) {
+	for at := 0; at < len(dy); at += channels {
+		window := strip[at*size:]
+		for tap := range size * size {
+			selectedPortable(window[tap/size*line+tap%size*channels:][:channels], dy[at:][:channels], which[at:], int32(tap))
 		}
 	}
 }

@@ -231,6 +231,63 @@ func TestLayersEqualDefinition(t *testing.T) {
 	}
 }
 
+// A ConvPool is its Conv and its MaxPool, bit for bit.
+func TestConvPoolEqualsItsParts(t *testing.T) {
+	for _, p := range []ConvPool{
+		{Conv: Conv{Height: 9, Width: 8, Channels: 1, Filters: 32, Kernel: 3, Padding: 1}, Size: 2},
+		{Conv: Conv{Height: 8, Width: 9, Channels: 16, Filters: 24, Kernel: 3}, Size: 2},
+		{Conv: Conv{Height: 8, Width: 8, Channels: 3, Filters: 13, Kernel: 3, Padding: 1}, Size: 2},
+		{Conv: Conv{Height: 11, Width: 10, Channels: 4, Filters: 8, Kernel: 5, Padding: 2}, Size: 3},
+	} {
+		p.Stride = 1
+		p.OutHeight, p.OutWidth = p.Height+2*p.Padding-p.Kernel+1, p.Width+2*p.Padding-p.Kernel+1
+		for _, p.BF16 = range []bool{false, true} {
+			t.Run(fmt.Sprintf("%dx%d to %d, windows of %d, bf16 %v", p.Height, p.Width, p.Filters, p.Size, p.BF16), func(t *testing.T) {
+				each(t, func(t *testing.T) {
+					const rows = 3
+					rng := rand.New(rand.NewPCG(7, 8))
+					p, conv := p, p.Conv
+					pool := MaxPool{Height: p.OutHeight, Width: p.OutWidth, Channels: p.Filters, Size: p.Size}
+					full := p.OutHeight * p.OutWidth * p.Filters
+					x, w, bias := fill(rng, rows*p.Height*p.Width*p.Channels), fill(rng, p.Kernel*p.Kernel*p.Channels*p.Filters), fill(rng, p.Filters)
+					packed, turned := make([]float32, len(w)), make([]float32, len(w))
+					conv.Turn(turned, w)
+					take := conv.Pack(packed, w)
+					dy := fill(rng, rows*p.out())
+
+					z, dz := make([]float32, rows*full), make([]float32, rows*full)
+					y, which := make([]float32, rows*p.out()), make([]int32, rows*p.out())
+					dx, dw, db := make([]float32, len(x)), make([]float32, len(w)), make([]float32, len(bias))
+					conv.Forward(z, x, take, bias, rows, true)
+					pool.Forward(y, which, z, rows)
+					pool.Backward(dz, dy, which, rows)
+					MaskPositive(dz, dz, z)
+					conv.BackwardInput(dx, dz, turned, rows)
+					conv.BackwardWeight(dw, db, x, dz, rows)
+
+					gotY := make([]float32, len(y))
+					gotX, gotW, gotB := make([]float32, len(x)), make([]float32, len(w)), make([]float32, len(bias))
+					for range 2 { // the second time with used scratch memory
+						p.Forward(gotY, x, take, bias, rows, true)
+						p.BackwardInput(gotX, dy, turned, rows)
+						p.BackwardWeight(gotW, gotB, x, dy, rows)
+					}
+					near(t, "y", gotY, y, 0)
+					near(t, "dx", gotX, dx, 0)
+					near(t, "dw", gotW, dw, 0)
+					near(t, "db", gotB, db, 0)
+
+					x[0] = float32(math.NaN())
+					p.Forward(gotY, x, take, bias, rows, true)
+					if v := gotY[0]; v == v {
+						t.Errorf("a NaN in the window became %v", v)
+					}
+				})
+			})
+		}
+	}
+}
+
 // Rounding to bfloat16 is the processor's on every path, bit for bit.
 func TestRounding(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 5))

@@ -10,6 +10,8 @@ type Conv struct {
 	Kernel, Stride, Padding int
 	BF16                    bool // multiply bfloat16 values: see HasBF16
 
+	image  product   // the product over one input, but for the rows of the output
+	width  int       // of the input with its border, in values of a
 	padded []float32 // one input with its border, which stays zero
 	halved []float32 // the same as pairs of bfloat16
 	column []float32 // gradients of all patches of one example
@@ -83,28 +85,44 @@ func (c *Conv) pairedInput(x []float32) (image []float32, width, channels int) {
 // Forward computes y = conv(x, w) + bias for rows examples, clamped at 0 where
 // relu is set. The weights are as Pack returned them.
 func (c *Conv) Forward(y, x, w, bias []float32, rows int, relu bool) {
-	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
+	in, row := c.Height*c.Width*c.Channels, c.OutWidth*c.Filters
 	for r := range rows {
-		var image []float32
-		var width, channels int
-		if c.packs() {
-			image, width, channels = c.pairedInput(x[r*in:][:in])
-		} else {
-			image, width = c.paddedInput(x[r*in:][:in])
-			channels = c.Channels
-		}
-		p := product{
-			m: c.OutWidth, n: c.Filters, steps: c.Kernel * channels, segments: c.Kernel,
-			aRow: c.Stride * channels, aStep: 1, aSegment: width * channels,
-			b: w, bStep: c.Filters, bSegment: c.Kernel * channels * c.Filters,
-			cRow: c.Filters, bias: bias, relu: relu, pairs: c.packs(),
-		}
+		c.load(x[r*in:][:in], w, bias, relu)
 		for oy := range c.OutHeight {
-			p.a = image[oy*c.Stride*width*channels:]
-			p.c = y[r*out+oy*c.OutWidth*c.Filters:]
-			p.run()
+			c.row(y[(r*c.OutHeight+oy)*row:], oy)
 		}
 	}
+}
+
+// load prepares the rows of one example's output.
+func (c *Conv) load(x, w, bias []float32, relu bool) {
+	var image []float32
+	width, channels := 0, c.Channels
+	if c.packs() {
+		image, width, channels = c.pairedInput(x)
+	} else {
+		image, width = c.paddedInput(x)
+	}
+	c.width = width * channels
+	c.image = product{
+		m: c.OutWidth, n: c.Filters, steps: c.Kernel * channels,
+		a: image, aRow: c.Stride * channels, aStep: 1, aSegment: c.width,
+		b: w, bStep: c.Filters, bSegment: c.Kernel * channels * c.Filters,
+		cRow: c.Filters, bias: bias, relu: relu, pairs: c.packs(),
+	}
+}
+
+// row computes one row of the output. The rows of a filter that lie in the
+// border are left out.
+func (c *Conv) row(y []float32, oy int) {
+	at := oy*c.Stride - c.Padding // row of the input under the filter's first
+	lo, hi := max(0, -at), min(c.Kernel, c.Height-at)
+	p := c.image
+	p.segments = hi - lo
+	p.a = p.a[(oy*c.Stride+lo)*c.width:]
+	p.b = p.b[lo*p.bSegment:]
+	p.c = y
+	p.run()
 }
 
 // direct says whether the gradient of the input is itself a convolution of
@@ -197,44 +215,58 @@ func (c *Conv) BackwardInput(dx, dy, turned []float32, rows int) {
 
 // BackwardWeight computes dw and dbias, summed over the rows.
 func (c *Conv) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
-	in, pixels := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth
-	segment := c.Kernel * c.Channels
+	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
+	clear(dw)
+	clear(dbias)
 	for r := range rows {
-		image, width := c.paddedInput(x[r*in:][:in])
-		p := product{
-			m: segment, n: c.Filters, steps: c.OutWidth, segments: c.OutHeight,
-			aRow: 1, aStep: c.Stride * c.Channels, aSegment: c.Stride * width * c.Channels,
-			b: dy[r*pixels*c.Filters:][:pixels*c.Filters], bStep: c.Filters, bSegment: c.OutWidth * c.Filters,
-			cRow: c.Filters, add: r > 0,
-		}
-		if c.BF16 {
-			// Steps are output pixels, so the pairs are of neighbours in a row: in x
-			// the stride apart.
-			p.steps, p.pairs = (c.OutWidth+1)/2, true
-			size := (c.Height + 2*c.Padding) * width * c.Channels
-			c.xPairs = grow(c.xPairs, size)
-			pair(c.xPairs, image, 1, size-p.aStep, p.aStep, 0)
-			pair(c.xPairs[size-p.aStep:], image[size-p.aStep:], 1, p.aStep, 0, 0)
-			image = c.xPairs
-			p.aStep *= 2
-			p.bSegment = p.steps * c.Filters
-			c.dPairs = grow(c.dPairs, c.OutHeight*p.bSegment)
-			if c.OutWidth%2 == 0 {
-				pairRows(c.dPairs, p.b, pixels, c.Filters)
-			} else {
-				for oy := range c.OutHeight {
-					pairRows(c.dPairs[oy*p.bSegment:], p.b[oy*c.OutWidth*c.Filters:], c.OutWidth, c.Filters)
-				}
-			}
-			p.b = c.dPairs
-		}
-		for ky := range c.Kernel {
-			p.a = image[ky*width*c.Channels:]
-			p.c = dw[ky*segment*c.Filters:]
-			p.run()
-		}
+		c.addWeight(dw, dbias, x[r*in:][:in], dy[r*out:][:out])
 	}
-	sumRows(dbias[:c.Filters], dy[:rows*pixels*c.Filters])
+}
+
+// addWeight adds the weight gradients of one example.
+func (c *Conv) addWeight(dw, dbias, x, dy []float32) {
+	image, width := c.paddedInput(x)
+	segment, pixels := c.Kernel*c.Channels, c.OutHeight*c.OutWidth
+	p := product{
+		m: segment, n: c.Filters, steps: c.OutWidth,
+		aRow: 1, aStep: c.Stride * c.Channels, aSegment: c.Stride * width * c.Channels,
+		b: dy, bStep: c.Filters, bSegment: c.OutWidth * c.Filters,
+		cRow: c.Filters, add: true, pairs: c.BF16,
+	}
+	if c.BF16 {
+		// Steps are output pixels, so the pairs are of neighbours in a row: in x
+		// the stride apart.
+		p.steps = (c.OutWidth + 1) / 2
+		size := (c.Height + 2*c.Padding) * width * c.Channels
+		c.xPairs = grow(c.xPairs, size)
+		pair(c.xPairs, image, 1, size-p.aStep, p.aStep, 0)
+		pair(c.xPairs[size-p.aStep:], image[size-p.aStep:], 1, p.aStep, 0, 0)
+		image = c.xPairs
+		p.aStep *= 2
+		p.bSegment = p.steps * c.Filters
+		c.dPairs = grow(c.dPairs, c.OutHeight*p.bSegment)
+		if c.OutWidth%2 == 0 {
+			pairRows(c.dPairs, dy, pixels, c.Filters)
+		} else {
+			for oy := range c.OutHeight {
+				pairRows(c.dPairs[oy*p.bSegment:], dy[oy*c.OutWidth*c.Filters:], c.OutWidth, c.Filters)
+			}
+		}
+		p.b = c.dPairs
+	}
+	for ky := range c.Kernel {
+		part := p
+		lo := max(0, (c.Padding-ky+c.Stride-1)/c.Stride) // the first row of dy over the input, not its border
+		part.segments = min(c.OutHeight, (c.Height+c.Padding-ky-1)/c.Stride+1) - lo
+		if part.segments < 1 {
+			continue
+		}
+		part.a = image[(lo*c.Stride+ky)*width*c.Channels:]
+		part.b = p.b[lo*p.bSegment:]
+		part.c = dw[ky*segment*c.Filters:]
+		part.run()
+	}
+	addRows(dbias[:c.Filters], dy[:pixels*c.Filters])
 }
 
 // Dense is a fully connected layer: weights [in, units], bias [units]. It owns
@@ -364,6 +396,73 @@ func (p *MaxPool) Backward(dx, dy []float32, which []int32, rows int) {
 				in += ch
 			}
 		}
+	}
+}
+
+// ConvPool is a Conv with a ReLU and a MaxPool after it, worked on by rows that
+// stay in the first-level cache: the convolution's output, the largest of a
+// network, is never written to memory. It remembers each maximum's place for the
+// gradients, whose dy is that of the pool's output.
+type ConvPool struct {
+	Conv
+	Size int // of the pool's windows, which do not overlap
+
+	strip []float32 // rows of the convolution's output under one row of windows
+	which []int32   // place of each maximum in its window, row-major; none where the ReLU cut it off
+	dz    []float32 // gradient of one convolution's output
+}
+
+// none is the place of a maximum that has no gradient.
+const none = -1
+
+func (p *ConvPool) out() int { return p.OutHeight / p.Size * (p.OutWidth / p.Size) * p.Filters }
+
+// Forward computes y for rows examples; relu must be set.
+func (p *ConvPool) Forward(y, x, w, bias []float32, rows int, relu bool) {
+	in, out := p.Height*p.Width*p.Channels, p.out()
+	line, row := p.OutWidth*p.Filters, p.OutWidth/p.Size*p.Filters
+	p.strip = grow(p.strip, p.Size*line)
+	if len(p.which) < rows*out {
+		p.which = make([]int32, rows*out)
+	}
+	for r := range rows {
+		p.load(x[r*in:][:in], w, bias, relu)
+		for py := range p.OutHeight / p.Size {
+			for i := range p.Size {
+				p.row(p.strip[i*line:], py*p.Size+i)
+			}
+			at := r*out + py*row
+			pool(y[at:at+row], p.which[at:at+row], p.strip, p.Size, line, p.Filters)
+		}
+	}
+}
+
+// unpooled spreads one example's gradient over the convolution's output.
+func (p *ConvPool) unpooled(dy []float32, r int) []float32 {
+	out, line, row := p.out(), p.OutWidth*p.Filters, p.OutWidth/p.Size*p.Filters
+	p.dz = grow(p.dz, p.OutHeight*line) // what no window covers stays zero
+	for py := range p.OutHeight / p.Size {
+		at := r*out + py*row
+		unpool(p.dz[py*p.Size*line:], dy[at:at+row], p.which[at:at+row], p.Size, line, p.Filters)
+	}
+	return p.dz
+}
+
+// BackwardInput computes dx from dy and the weights arranged by Turn.
+func (p *ConvPool) BackwardInput(dx, dy, turned []float32, rows int) {
+	in := p.Height * p.Width * p.Channels
+	for r := range rows {
+		p.Conv.BackwardInput(dx[r*in:][:in], p.unpooled(dy, r), turned, 1)
+	}
+}
+
+// BackwardWeight computes dw and dbias, summed over the rows.
+func (p *ConvPool) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
+	in := p.Height * p.Width * p.Channels
+	clear(dw)
+	clear(dbias)
+	for r := range rows {
+		p.addWeight(dw, dbias, x[r*in:][:in], p.unpooled(dy, r))
 	}
 }
 

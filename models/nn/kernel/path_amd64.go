@@ -218,3 +218,21 @@ func pairTo(dst, src []float32, count, n, far, step int) {
 	}
 	pairVectors(&dst[0], &src[0], count, n, far*4, step*4, both)
 }
+
+func pool(y []float32, which []int32, strip []float32, size, line, channels int) {
+	if !vectorised() || size != 2 || channels%8 != 0 || len(y) == 0 {
+		poolPortable(y, which, strip, size, line, channels)
+		return
+	}
+	_, _ = which[len(y)-1], strip[line+2*len(y)-1]
+	poolVectors(&y[0], &which[0], &strip[0], len(y)/channels, channels/8, line*4)
+}
+
+func unpool(strip, dy []float32, which []int32, size, line, channels int) {
+	if !vectorised() || size != 2 || channels%8 != 0 || len(dy) == 0 {
+		unpoolPortable(strip, dy, which, size, line, channels)
+		return
+	}
+	_, _ = which[len(dy)-1], strip[line+2*len(dy)-1]
+	unpoolVectors(&strip[0], &dy[0], &which[0], len(dy)/channels, channels/8, line*4)
+}

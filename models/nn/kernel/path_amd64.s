@@ -18810,6 +18810,129 @@ next:
 	VZEROUPPER
 	RET
 
+// func poolVectors(y *float32, which *int32, strip *float32, pixels int, vectors int, line int)
+// Requires: AVX, AVX2
+TEXT ·poolVectors(SB), NOSPLIT, $0-48
+	MOVQ         strip+16(FP), SI
+	MOVQ         y+0(FP), DI
+	MOVQ         which+8(FP), DX
+	MOVQ         pixels+24(FP), CX
+	MOVQ         vectors+32(FP), BX
+	MOVQ         line+40(FP), R8
+	MOVQ         BX, R9
+	SHLQ         $0x05, R9
+	MOVQ         $0x0000000000000001, AX
+	VMOVQ        AX, X0
+	VPBROADCASTD X0, Y11
+	MOVQ         $0x0000000000000002, AX
+	VMOVQ        AX, X0
+	VPBROADCASTD X0, Y12
+	MOVQ         $0x0000000000000003, AX
+	VMOVQ        AX, X0
+	VPBROADCASTD X0, Y13
+	VPXOR        Y10, Y10, Y10
+
+pixel:
+	LEAQ (SI)(R8*1), R10
+	LEAQ (SI)(R9*1), R11
+	LEAQ (R10)(R9*1), R12
+	MOVQ BX, R13
+
+vector:
+	VMOVUPS   (SI), Y0
+	VMOVAPS   Y10, Y1
+	VMOVUPS   (R11), Y2
+	VCMPPS    $0x1e, Y0, Y2, Y3
+	VCMPPS    $0x03, Y2, Y2, Y4
+	VORPS     Y4, Y3, Y3
+	VBLENDVPS Y3, Y2, Y0, Y0
+	VBLENDVPS Y3, Y11, Y1, Y1
+	VMOVUPS   (R10), Y2
+	VCMPPS    $0x1e, Y0, Y2, Y3
+	VCMPPS    $0x03, Y2, Y2, Y4
+	VORPS     Y4, Y3, Y3
+	VBLENDVPS Y3, Y2, Y0, Y0
+	VBLENDVPS Y3, Y12, Y1, Y1
+	VMOVUPS   (R12), Y2
+	VCMPPS    $0x1e, Y0, Y2, Y3
+	VCMPPS    $0x03, Y2, Y2, Y4
+	VORPS     Y4, Y3, Y3
+	VBLENDVPS Y3, Y2, Y0, Y0
+	VBLENDVPS Y3, Y13, Y1, Y1
+	VMOVUPS   Y0, (DI)
+	VCMPPS    $0x1a, Y10, Y0, Y3
+	VORPS     Y3, Y1, Y1
+	VMOVUPS   Y1, (DX)
+	ADDQ      $0x20, SI
+	ADDQ      $0x20, DI
+	ADDQ      $0x20, DX
+	ADDQ      $0x20, R10
+	ADDQ      $0x20, R11
+	ADDQ      $0x20, R12
+	DECQ      R13
+	JNZ       vector
+	ADDQ      R9, SI
+	DECQ      CX
+	JNZ       pixel
+	VZEROUPPER
+	RET
+
+// func unpoolVectors(strip *float32, dy *float32, which *int32, pixels int, vectors int, line int)
+// Requires: AVX, AVX2
+TEXT ·unpoolVectors(SB), NOSPLIT, $0-48
+	MOVQ         strip+0(FP), SI
+	MOVQ         dy+8(FP), DI
+	MOVQ         which+16(FP), DX
+	MOVQ         pixels+24(FP), CX
+	MOVQ         vectors+32(FP), BX
+	MOVQ         line+40(FP), R8
+	MOVQ         BX, R9
+	SHLQ         $0x05, R9
+	MOVQ         $0x0000000000000001, AX
+	VMOVQ        AX, X0
+	VPBROADCASTD X0, Y11
+	MOVQ         $0x0000000000000002, AX
+	VMOVQ        AX, X0
+	VPBROADCASTD X0, Y12
+	MOVQ         $0x0000000000000003, AX
+	VMOVQ        AX, X0
+	VPBROADCASTD X0, Y13
+	VPXOR        Y10, Y10, Y10
+
+pixel:
+	LEAQ (SI)(R8*1), R10
+	LEAQ (SI)(R9*1), R11
+	LEAQ (R10)(R9*1), R12
+	MOVQ BX, R13
+
+vector:
+	VMOVDQU  (DX), Y0
+	VPCMPEQD Y10, Y0, Y1
+	VPAND    (DI), Y1, Y1
+	VMOVDQU  Y1, (SI)
+	VPCMPEQD Y11, Y0, Y1
+	VPAND    (DI), Y1, Y1
+	VMOVDQU  Y1, (R11)
+	VPCMPEQD Y12, Y0, Y1
+	VPAND    (DI), Y1, Y1
+	VMOVDQU  Y1, (R10)
+	VPCMPEQD Y13, Y0, Y1
+	VPAND    (DI), Y1, Y1
+	VMOVDQU  Y1, (R12)
+	ADDQ     $0x20, SI
+	ADDQ     $0x20, DI
+	ADDQ     $0x20, DX
+	ADDQ     $0x20, R10
+	ADDQ     $0x20, R11
+	ADDQ     $0x20, R12
+	DECQ     R13
+	JNZ      vector
+	ADDQ     R9, SI
+	DECQ     CX
+	JNZ      pixel
+	VZEROUPPER
+	RET
+
 // func peakAVX2(n int)
 // Requires: AVX, AVX2, FMA3
 TEXT ·peakAVX2(SB), NOSPLIT, $0-8

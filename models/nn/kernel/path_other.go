@@ -33,3 +33,11 @@ func roundTo(dst, src []float32) { roundPortable(dst, src) }
 func pairTo(dst, src []float32, count, n, far, step int) {
 	pairPortable(dst, src, count, n, far, step)
 }
+
+func pool(y []float32, which []int32, strip []float32, size, line, channels int) {
+	poolPortable(y, which, strip, size, line, channels)
+}
+
+func unpool(strip, dy []float32, which []int32, size, line, channels int) {
+	unpoolPortable(strip, dy, which, size, line, channels)
+}

@@ -434,6 +434,16 @@ func roundVectors(dst *float32, src *float32, n int)
 //go:noescape
 func pairVectors(dst *float32, src *float32, count int, n int, far int, step int, both int)
 
+// poolVectors sets y to the maxima and which to their places, -1 where a maximum is not positive.
+//
+//go:noescape
+func poolVectors(y *float32, which *int32, strip *float32, pixels int, vectors int, line int)
+
+// unpoolVectors sets strip to dy at the places which, and to 0 elsewhere.
+//
+//go:noescape
+func unpoolVectors(strip *float32, dy *float32, which *int32, pixels int, vectors int, line int)
+
 // peakAVX2 does n times 12 fused multiply-adds of 8 float32.
 //
 //go:noescape

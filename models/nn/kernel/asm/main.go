@@ -60,6 +60,7 @@ func main() {
 	elementwise()
 	patches()
 	halves()
+	pools()
 	peaks()
 	Generate()
 	if err := os.WriteFile("micro_amd64.go", choice(), 0o644); err != nil {
@@ -488,6 +489,78 @@ func elementwise() {
 		VMOVUPS(Y7, at(R8))
 		advance(RDI, RSI, RDX, R8, R9)
 	})
+}
+
+// pools writes maxima of 2 x 2 windows, and their gradient: pixels of vectors of
+// 8 channels, the two rows of a window line bytes apart.
+func pools() {
+	begin := func(large, small string) {
+		Load(Param(large), RSI)
+		Load(Param(small), RDI)
+		Load(Param("which"), RDX)
+		Load(Param("pixels"), RCX)
+		Load(Param("vectors"), RBX)
+		Load(Param("line"), R8)
+		MOVQ(RBX, R9)
+		SHLQ(Imm(5), R9) // bytes of a pixel
+		for tap := 1; tap < 4; tap++ {
+			MOVQ(U64(uint64(tap)), RAX)
+			VMOVQ(RAX, X0)
+			VPBROADCASTD(X0, ymm[10+tap]) // the places
+		}
+		VPXOR(Y10, Y10, Y10)
+		Label("pixel")
+		LEAQ(Mem{Base: RSI, Index: R8, Scale: 1}, R10) // second row
+		LEAQ(Mem{Base: RSI, Index: R9, Scale: 1}, R11) // second column
+		LEAQ(Mem{Base: R10, Index: R9, Scale: 1}, R12)
+		MOVQ(RBX, R13)
+		Label("vector")
+	}
+	end := func() {
+		for _, r := range []GPPhysical{RSI, RDI, RDX, R10, R11, R12} {
+			ADDQ(Imm(32), r)
+		}
+		DECQ(R13)
+		JNZ(LabelRef("vector"))
+		ADDQ(R9, RSI)
+		DECQ(RCX)
+		JNZ(LabelRef("pixel"))
+		VZEROUPPER()
+		RET()
+	}
+	taps := []Mem{{Base: RSI}, {Base: R11}, {Base: R10}, {Base: R12}}
+
+	TEXT("poolVectors", NOSPLIT, "func(y *float32, which *int32, strip *float32, pixels, vectors, line int)")
+	Pragma("noescape")
+	Doc("poolVectors sets y to the maxima and which to their places, -1 where a maximum is not positive.")
+	begin("strip", "y")
+	VMOVUPS(taps[0], Y0)
+	VMOVAPS(Y10, Y1) // place 0
+	for tap := 1; tap < 4; tap++ {
+		VMOVUPS(taps[tap], Y2)
+		VCMPPS(Imm(0x1e), Y0, Y2, Y3) // larger, ordered
+		VCMPPS(Imm(0x03), Y2, Y2, Y4) // NaN
+		VORPS(Y4, Y3, Y3)
+		VBLENDVPS(Y3, Y2, Y0, Y0)
+		VBLENDVPS(Y3, ymm[10+tap], Y1, Y1)
+	}
+	VMOVUPS(Y0, Mem{Base: RDI})
+	VCMPPS(Imm(0x1a), Y10, Y0, Y3) // not larger than 0, or NaN
+	VORPS(Y3, Y1, Y1)              // all ones are -1
+	VMOVUPS(Y1, Mem{Base: RDX})
+	end()
+
+	TEXT("unpoolVectors", NOSPLIT, "func(strip, dy *float32, which *int32, pixels, vectors, line int)")
+	Pragma("noescape")
+	Doc("unpoolVectors sets strip to dy at the places which, and to 0 elsewhere.")
+	begin("strip", "dy")
+	VMOVDQU(Mem{Base: RDX}, Y0)
+	for tap := range 4 {
+		VPCMPEQD(ymm[10+tap], Y0, Y1)
+		VPAND(Mem{Base: RDI}, Y1, Y1)
+		VMOVDQU(Y1, taps[tap])
+	}
+	end()
 }
 
 // halves writes the two ways of rounding float32 to pairs of bfloat16.

@@ -26,6 +26,7 @@ import (
 	"github.com/temper-ml/temper/runners/step/sign"
 	"github.com/temper-ml/temper/runners/step/submit"
 	"github.com/temper-ml/temper/runners/step/summary"
+	"github.com/temper-ml/temper/runners/step/sweep"
 	"github.com/temper-ml/temper/runners/step/train"
 	"github.com/temper-ml/temper/runners/step/verify"
 )
@@ -51,7 +52,7 @@ Each command reads artifacts from an OCI registry or an OCI layout folder
 	}
 	root.AddCommand(
 		demo.Command(),
-		check.Command(), train.Command(), attack.Command(), evaluate.Command(), retrain.Command(), choose.Command(),
+		check.Command(), train.Command(), attack.Command(), evaluate.Command(), retrain.Command(), sweep.Command(), choose.Command(),
 		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(), revoke.Command(),
 		submit.Command(), summary.Command(), serve.Command(), sentinel.Command(), registry.Command(), bench.Command(), images.Command(),
 	)

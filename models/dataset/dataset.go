@@ -209,15 +209,15 @@ func (s *Splits) Check() error {
 	for _, pair := range []struct{ a, b *Set }{
 		{s.Train, s.Test}, {s.Validation, s.Test}, {s.Train, s.Validation},
 	} {
-		if n := overlap(pair.a, pair.b); float64(n) > maxOverlap*float64(pair.b.Len()) {
+		if n := Overlap(pair.a, pair.b); float64(n) > maxOverlap*float64(pair.b.Len()) {
 			return fmt.Errorf("dataset %s: %d of the %d images of %s are also in %s: the parts must be disjoint", s.Name, n, pair.b.Len(), pair.b.Name, pair.a.Name)
 		}
 	}
 	return nil
 }
 
-// overlap counts the images of b that are also in a.
-func overlap(a, b *Set) int {
+// Overlap counts the images of b that are also in a.
+func Overlap(a, b *Set) int {
 	if a.Len() == 0 || b.Len() == 0 || a.Shape != b.Shape {
 		return 0
 	}

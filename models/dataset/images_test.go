@@ -203,11 +203,11 @@ func TestFolderIsDividedByContent(t *testing.T) {
 	if n := a.Train.Len() + a.Validation.Len() + a.Test.Len(); n != 241 || a.Test.Len() < 241/12 || a.Test.Len() > 241/4 {
 		t.Errorf("%d images, %d for the test", n, a.Test.Len())
 	}
-	if n := overlap(a.Train, a.Test) + overlap(a.Validation, a.Test); n > 0 {
+	if n := Overlap(a.Train, a.Test) + Overlap(a.Validation, a.Test); n > 0 {
 		t.Errorf("%d images on both sides", n)
 	}
 	// With more images, those that were for the test still are.
-	if more := build("a", 30); overlap(more.Test, a.Test) != a.Test.Len() {
+	if more := build("a", 30); Overlap(more.Test, a.Test) != a.Test.Len() {
 		t.Error("images changed sides when others came")
 	}
 }

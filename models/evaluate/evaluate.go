@@ -1,7 +1,12 @@
 // Package evaluate measures a classifier: how often it is right on clean
 // examples, under each attack, and under the worst attack for each example;
-// with confidence bounds, a security curve, and golearn's confusion matrices
-// and metrics.
+// with confidence bounds, a security curve, golearn's confusion matrices and
+// metrics, and the checks without which no figure is to be believed.
+//
+// Measure writes down what became of every example (a Part), and Reduce counts
+// it. The examples can be divided among machines: an example's fate depends on
+// the model, the seed and itself only, so that the parts of any division reduce
+// to one report.
 package evaluate
 
 import (
@@ -12,17 +17,21 @@ import (
 	"slices"
 
 	"github.com/temper-ml/temper/models/attack"
-	"github.com/temper-ml/temper/models/certify"
 	"github.com/temper-ml/temper/models/dataset"
-	"github.com/temper-ml/temper/models/interval"
 )
 
 // Options say what to measure.
 type Options struct {
 	Threat  attack.Threat
-	Attacks []string // as attack.Parse takes them; at least one
-	Samples int      // the first examples of the test set; 0 means all
-	Seed    uint64   // of the attacks' random starts
+	Attacks []string // as attack.Parse takes them, each made on every example
+	Suite   string   // "standard": also the attacks of attack.Standard, each made on what the ones before left; "" for none
+	Samples int      // how many examples of the test set; 0 means all
+	Drawn   bool     // the samples are drawn by the seed; otherwise they are the first
+	Seed    uint64   // of everything random
+
+	// Shard, from 1 to Shards, measures a part of the samples: every Shards-th
+	// one. 0 of 0 is all of them.
+	Shard, Shards int
 
 	// Source, where set, is another model: every attack is also made on it
 	// and tried on this one.
@@ -32,8 +41,11 @@ type Options struct {
 	// Certify also counts what is provably right: see package certify.
 	Certify bool
 
-	CurvePoints  int // values of epsilon on the security curve, 0 for no curve
-	CurveSamples int // the first samples for the curve; 0 means 500, or all where there are fewer
+	Checks bool         // also measure what the checks are about; needs a suite
+	Train  *dataset.Set // what the model was trained on: for the check that no sample is among it
+
+	CurvePoints  int // values of epsilon on the security curve, 0 for no curve, which checks need
+	CurveSamples int // the first samples for the curve and the checks; 0 means 500, or all where there are fewer
 	Examples     int // images to keep for the report page
 
 	ModelDigest   string // recorded as given
@@ -47,12 +59,10 @@ type Options struct {
 // Confidence is that of the one-sided bounds in every report.
 const Confidence = 0.95
 
-// chunk is how many examples are attacked at a time: it bounds memory, and
-// being constant it gives the same random starts on every machine.
+// chunk is how many examples are attacked at a time: it bounds memory.
 const chunk = 1000
 
-// curveSamples keeps a curve of 8 points to seconds; it is for the eye, and
-// no decision uses it.
+// curveSamples keeps a curve of 8 points to seconds, and the checks to minutes.
 const curveSamples = 500
 
 // curveAttacks are the attacks of the security curve.
@@ -62,32 +72,22 @@ var curveAttacks = []string{"fgsm", "pgd-20"}
 // on the curve and two points are beyond it.
 const minCurve = 4
 
-// Run evaluates the model on the test set. The same model, set and options
+// Suites are the names that Options.Suite takes.
+func Suites() []string { return []string{"standard"} }
+
+// Run measures all of the samples and counts. The same model, set and options
 // give an equal report. Errors: options that do not go together, a set that
 // the model does not fit, a model whose outputs are not finite, an attack that
 // leaves its threat model, ctx done.
 func Run(ctx context.Context, m attack.Model, test *dataset.Set, o Options) (*Report, error) {
-	e, err := newMeasurement(m, test, o)
+	if o.Shards > 1 {
+		return nil, fmt.Errorf("evaluate: shard %d of %d is not the whole: Measure it, and Reduce all", o.Shard, o.Shards)
+	}
+	p, err := Measure(ctx, m, test, o)
 	if err != nil {
-		return nil, fmt.Errorf("evaluate: %w", err)
+		return nil, err
 	}
-	if err := e.attackAll(ctx); err != nil {
-		return nil, fmt.Errorf("evaluate: %w", err)
-	}
-	if err := e.drawCurve(ctx); err != nil {
-		return nil, fmt.Errorf("evaluate: %w", err)
-	}
-	r, err := e.report()
-	if err != nil || !o.Certify {
-		return r, err
-	}
-	r.Certified = new(Certified)
-	c := r.Certified
-	if c.CertifiedCorrect, err = certify.Accuracy(ctx, m.Network(), e.test, e.test.Len(), o.Threat); err != nil {
-		return nil, fmt.Errorf("evaluate: %w", err)
-	}
-	c.CertifiedAccuracy, c.CertifiedAccuracyLowerBound = accuracy(c.CertifiedCorrect, e.test.Len())
-	return r, r.Validate()
+	return Reduce([]*Part{p}, DefaultThresholds())
 }
 
 // Predict returns the model's class of every example.
@@ -154,195 +154,6 @@ func predict(m attack.Model, x []float32, n int) ([]uint8, error) {
 	return all, nil
 }
 
-// attempt is one attack made on one model.
-type attempt struct {
-	attack  attack.Attack
-	on      attack.Model
-	madeOn  string
-	correct int
-	broken  int
-}
-
-type measurement struct {
-	model    attack.Model
-	test     *dataset.Set // cut to the samples
-	options  Options
-	attempts []*attempt
-	epsilons []float64 // of the curve
-	curve    []Series
-
-	clean, worst []uint8 // predictions
-	robust       int
-	examples     map[uint8]Example // one for each label
-
-	done, total int
-}
-
-func newMeasurement(m attack.Model, test *dataset.Set, o Options) (*measurement, error) {
-	if err := o.Threat.Validate(); err != nil {
-		return nil, err
-	}
-	if err := Fits(m, test); err != nil {
-		return nil, err
-	}
-	if o.Samples < 0 || o.Samples > test.Len() {
-		return nil, fmt.Errorf("samples is %d: dataset %s has %d test examples", o.Samples, test.Name, test.Len())
-	}
-	if o.Samples == 0 {
-		o.Samples = test.Len()
-	}
-	if o.Examples < 0 || o.Examples > maxExamples {
-		return nil, fmt.Errorf("examples is %d: must be 0 to %d", o.Examples, maxExamples)
-	}
-	if o.CurvePoints != 0 && (o.CurvePoints < minCurve || o.CurvePoints > maxPoints) {
-		return nil, fmt.Errorf("curve points is %d: must be 0, or %d to %d", o.CurvePoints, minCurve, maxPoints)
-	}
-	if o.CurveSamples == 0 {
-		o.CurveSamples = min(curveSamples, o.Samples)
-	}
-	if o.CurveSamples < 0 || o.CurveSamples > o.Samples {
-		return nil, fmt.Errorf("curve samples is %d: must be 1 to the %d samples", o.CurveSamples, o.Samples)
-	}
-	if o.DatasetDigest == "" {
-		o.DatasetDigest = test.Digest()
-	}
-	e := &measurement{model: m, test: test.Slice(0, o.Samples), options: o, examples: map[uint8]Example{}}
-	if err := e.plan(); err != nil {
-		return nil, err
-	}
-	for i := range o.CurvePoints {
-		epsilon := o.Threat.Epsilon * float64(i) / float64(o.CurvePoints-minCurve+1)
-		e.epsilons = append(e.epsilons, math.Round(epsilon*1e9)/1e9) // 0.42 and not 0.42000000000000004
-	}
-	e.total = o.Samples*(1+len(e.attempts)) + o.CurveSamples*len(e.epsilons)*len(curveAttacks)
-	return e, nil
-}
-
-// plan lists the attacks to make, and on which model.
-func (e *measurement) plan() error {
-	o := e.options
-	if len(o.Attacks) == 0 || len(o.Attacks) > maxAttacks/2 {
-		return fmt.Errorf("%d attacks: must be 1 to %d", len(o.Attacks), maxAttacks/2)
-	}
-	for _, spec := range o.Attacks {
-		a, err := attack.Parse(spec, o.Threat)
-		if err != nil {
-			return err
-		}
-		if slices.ContainsFunc(e.attempts, func(other *attempt) bool { return other.attack.Name() == a.Name() }) {
-			return fmt.Errorf("attack %s is listed twice", a.Name())
-		}
-		e.attempts = append(e.attempts, &attempt{attack: a, on: e.model})
-	}
-	if o.Source == nil {
-		return nil
-	}
-	if o.SourceDigest == "" {
-		return errors.New("the model that examples are transferred from has no digest: it must be named in the report")
-	}
-	if err := Fits(o.Source, e.test); err != nil {
-		return fmt.Errorf("model to transfer from: %w", err)
-	}
-	for _, a := range e.attempts[:len(e.attempts):len(e.attempts)] {
-		e.attempts = append(e.attempts, &attempt{attack: a.attack, on: o.Source, madeOn: o.SourceDigest})
-	}
-	return nil
-}
-
-func (e *measurement) advance(examples int) {
-	e.done += examples
-	if e.options.Progress != nil {
-		e.options.Progress(e.done, e.total)
-	}
-}
-
-// attackAll fills in the predictions and the counts of every attempt.
-func (e *measurement) attackAll(ctx context.Context) error {
-	size := e.test.Shape.Size()
-	x := make([]float32, min(chunk, e.test.Len())*size)
-	for lo := 0; lo < e.test.Len(); lo += chunk {
-		hi := min(lo+chunk, e.test.Len())
-		x := x[:(hi-lo)*size]
-		e.test.Read(x, lo, hi)
-		if err := e.attackChunk(ctx, x, lo, hi); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (e *measurement) attackChunk(ctx context.Context, x []float32, lo, hi int) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	clean, err := predict(e.model, x, hi-lo)
-	if err != nil {
-		return err
-	}
-	e.advance(hi - lo)
-	labels := e.test.Labels[lo:hi]
-	worst := slices.Clone(clean)
-	size := e.test.Shape.Size()
-	for _, a := range e.attempts {
-		adv, err := e.perturb(ctx, a, x, labels, lo)
-		if err != nil {
-			return err
-		}
-		got, err := predict(e.model, adv, hi-lo)
-		if err != nil {
-			return fmt.Errorf("under %s: %w", a.attack.Name(), err)
-		}
-		for i, label := range labels {
-			if got[i] == label {
-				a.correct++
-			} else if clean[i] == label {
-				a.broken++
-				if worst[i] == label {
-					worst[i] = got[i]
-				}
-			}
-			e.keep(Example{
-				Index: lo + i, Label: int(label), Prediction: int(clean[i]),
-				Attack: a.attack.Name(), AdversarialPrediction: int(got[i]),
-			}, x[i*size:(i+1)*size], adv[i*size:(i+1)*size])
-		}
-		e.advance(hi - lo)
-	}
-	for i, label := range labels {
-		if worst[i] == label {
-			e.robust++
-		}
-	}
-	e.clean = append(e.clean, clean...)
-	e.worst = append(e.worst, worst...)
-	return nil
-}
-
-// perturb makes adversarial examples and checks that they are within the
-// threat model: the figures below are about that model and no other.
-func (e *measurement) perturb(ctx context.Context, a *attempt, x []float32, labels []uint8, lo int) ([]float32, error) {
-	adv, err := a.attack.Perturb(ctx, a.on, x, labels, e.options.Seed+uint64(lo/chunk))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", a.attack.Name(), err)
-	}
-	if err := e.options.Threat.Verify(adv, x, e.test.Shape.Size()); err != nil {
-		return nil, fmt.Errorf("%s: %w", a.attack.Name(), err)
-	}
-	return adv, nil
-}
-
-// keep remembers one example of each label: the first that the attacks broke,
-// or the first at all.
-func (e *measurement) keep(x Example, clean, adversarial []float32) {
-	breaks := func(x Example) bool { return x.Prediction == x.Label && x.AdversarialPrediction != x.Label }
-	label := uint8(x.Label)
-	if kept, ok := e.examples[label]; ok && (breaks(kept) || !breaks(x)) || e.options.Examples == 0 {
-		return
-	}
-	x.Clean, x.Adversarial = toBytes(clean), toBytes(adversarial)
-	e.examples[label] = x
-}
-
 // toBytes rounds pixels of [0,1] to 0..255.
 func toBytes(pixels []float32) []byte {
 	b := make([]byte, len(pixels))
@@ -350,42 +161,6 @@ func toBytes(pixels []float32) []byte {
 		b[i] = byte(math.Round(255 * float64(v)))
 	}
 	return b
-}
-
-// drawCurve measures accuracy over epsilon, from 0 to beyond the threat's.
-func (e *measurement) drawCurve(ctx context.Context) error {
-	if len(e.epsilons) == 0 {
-		return nil
-	}
-	n := e.options.CurveSamples
-	x := make([]float32, n*e.test.Shape.Size())
-	e.test.Read(x, 0, n)
-	labels := e.test.Labels[:n]
-	for _, spec := range curveAttacks {
-		s := Series{Attack: spec}
-		for _, epsilon := range e.epsilons {
-			threat := e.options.Threat
-			threat.Epsilon = epsilon
-			a, err := attack.Parse(spec, threat)
-			if err != nil {
-				return err
-			}
-			adv := x
-			if epsilon > 0 {
-				if adv, err = a.Perturb(ctx, e.model, x, labels, e.options.Seed); err != nil {
-					return fmt.Errorf("security curve: %s at epsilon %v: %w", spec, epsilon, err)
-				}
-			}
-			got, err := predict(e.model, adv, n)
-			if err != nil {
-				return fmt.Errorf("security curve: %s at epsilon %v: %w", spec, epsilon, err)
-			}
-			s.Points = append(s.Points, Point{Epsilon: epsilon, Accuracy: fraction(countRight(got, labels), n)})
-			e.advance(n)
-		}
-		e.curve = append(e.curve, s)
-	}
-	return nil
 }
 
 func countRight(predictions, labels []uint8) int {
@@ -396,56 +171,4 @@ func countRight(predictions, labels []uint8) int {
 		}
 	}
 	return n
-}
-
-func (e *measurement) report() (*Report, error) {
-	o, n := e.options, e.test.Len()
-	r := &Report{
-		ModelDigest: o.ModelDigest, Network: e.model.Network().Name,
-		Dataset: e.test.Name, DatasetDigest: o.DatasetDigest,
-		Threat: o.Threat, Seed: o.Seed, Samples: n, Confidence: Confidence,
-		CleanCorrect: countRight(e.clean, e.test.Labels), RobustCorrect: e.robust,
-		Shape: e.test.Shape, Curve: e.curve,
-	}
-	r.CleanAccuracy, r.CleanAccuracyLowerBound = accuracy(r.CleanCorrect, n)
-	r.RobustAccuracy, r.RobustAccuracyLowerBound = accuracy(r.RobustCorrect, n)
-	for _, a := range e.attempts {
-		result := Attack{Name: a.attack.Name(), MadeOn: a.madeOn, Correct: a.correct, Broken: a.broken, SuccessRate: fraction(a.broken, r.CleanCorrect)}
-		result.Accuracy, result.AccuracyLowerBound = accuracy(a.correct, n)
-		r.Attacks = append(r.Attacks, result)
-	}
-	if len(e.curve) > 0 {
-		r.CurveSamples = o.CurveSamples
-	}
-	if err := r.addConfusion(e.test, e.clean, e.worst); err != nil {
-		return nil, fmt.Errorf("evaluate: %w", err)
-	}
-	for label := range e.test.Classes {
-		if x, ok := e.examples[uint8(label)]; ok && len(r.Examples) < o.Examples {
-			r.Examples = append(r.Examples, x)
-		}
-	}
-	return r, r.Validate()
-}
-
-func accuracy(correct, n int) (accuracy, lowerBound float64) {
-	return fraction(correct, n), interval.Lower(correct, n, Confidence)
-}
-
-func (r *Report) addConfusion(test *dataset.Set, clean, worst []uint8) error {
-	k := len(test.Classes)
-	cleanCounts, err := golearnMatrix(test.Labels, clean, k)
-	if err != nil {
-		return err
-	}
-	worstCounts, err := golearnMatrix(test.Labels, worst, k)
-	if err != nil {
-		return err
-	}
-	r.Confusion = Confusion{Clean: toTable(cleanCounts, k), Adversarial: toTable(worstCounts, k)}
-	cleanMetrics, worstMetrics := metrics(cleanCounts, k), metrics(worstCounts, k)
-	for i, name := range test.Classes {
-		r.Classes = append(r.Classes, Class{Name: name, Clean: cleanMetrics[i], Adversarial: worstMetrics[i]})
-	}
-	return nil
 }

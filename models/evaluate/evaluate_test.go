@@ -13,6 +13,7 @@ import (
 	"github.com/temper-ml/temper/models/attack"
 	"github.com/temper-ml/temper/models/dataset"
 	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/models/nn/graph"
 )
 
 // linear is a linear softmax model of two classes, for which robustness has a
@@ -174,10 +175,10 @@ func TestWorstCaseIsPerExample(t *testing.T) {
 	}
 	e.attempts[0].attack = breaksHalf{l, 0}
 	e.attempts[1].attack = breaksHalf{l, 1}
-	if err := e.attackAll(context.Background()); err != nil {
+	if err := e.run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	r, err := e.report()
+	r, err := Reduce([]*Part{e.part}, DefaultThresholds())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +221,7 @@ func TestAnAttackThatLeavesItsThreatModelIsAnError(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.attempts[0].attack = breaksHalf{l, 0}
-	if err := e.attackAll(context.Background()); err == nil || !strings.Contains(err.Error(), "epsilon") {
+	if err := e.run(context.Background()); err == nil || !strings.Contains(err.Error(), "epsilon") {
 		t.Errorf("error %v, want one about epsilon", err)
 	}
 }
@@ -332,7 +333,7 @@ func TestBadInput(t *testing.T) {
 		{l, s, with(func(o *Options) { o.CurveSamples = 51 }), "curve samples"},
 		{l, s, with(func(o *Options) { o.Examples = 1e6 }), "examples"},
 		{l, s, with(func(o *Options) { o.Threat.Epsilon = math.NaN() }), "epsilon"},
-		{l, s, with(func(o *Options) { o.Threat.Norm = "l3" }), "have linf"},
+		{l, s, with(func(o *Options) { o.Threat.Norm = "l3" }), "have l2, linf"},
 	} {
 		if _, err := Run(context.Background(), c.model, c.set, c.o); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("error %v, want %q", err, c.want)
@@ -370,4 +371,105 @@ func TestConfusionMatrixAndMetrics(t *testing.T) {
 			t.Errorf("%v is accepted", bad)
 		}
 	}
+}
+
+// The figures of shards are those of one run, to the byte, whatever the number
+// of shards and their order.
+func TestShardsReduceToOneRun(t *testing.T) {
+	m := perceptron(t)
+	s := stripes(t, m, 230)
+	o := Options{
+		Threat: attack.Threat{Norm: "linf", Epsilon: 0.02}, Attacks: []string{"fgsm", "pgd-5x2"}, Suite: "standard", Checks: true, Train: stripes(t, m, 20),
+		CurvePoints: 8, CurveSamples: 30, Examples: 3, Seed: 5, Source: newPerceptron(t, 9), SourceDigest: "sha256:other",
+	}
+	if testing.Short() {
+		t.Skip("the whole ensemble")
+	}
+	for _, drawn := range []bool{false, true} {
+		o.Drawn, o.Samples = drawn, 61
+		want, err := run(t, m, s, o).Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, shards := range []int{2, 7} {
+			o := o
+			var parts []*Part
+			for shard := shards; shard >= 1; shard-- {
+				o.Shard, o.Shards = shard, shards
+				p, err := Measure(context.Background(), m, s, o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				data, err := p.Encode()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if p, err = DecodePart(data); err != nil {
+					t.Fatal(err)
+				}
+				parts = append(parts, p)
+			}
+			r, err := Reduce(parts, DefaultThresholds())
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := r.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("%d shards, drawn %v:\n%s\none run:\n%s", shards, drawn, got, want)
+			}
+			for name, bad := range map[string][]*Part{"one missing": parts[1:], "one twice": append([]*Part{parts[0]}, parts[:shards-1]...), "none": nil} {
+				if _, err := Reduce(bad, DefaultThresholds()); err == nil {
+					t.Errorf("%s: accepted", name)
+				}
+			}
+			other := *parts[0]
+			other.Plan.Seed++
+			if _, err := Reduce(append([]*Part{&other}, parts[1:]...), DefaultThresholds()); err == nil || !strings.Contains(err.Error(), "not of one evaluation") {
+				t.Errorf("another seed: %v", err)
+			}
+		}
+	}
+}
+
+func newPerceptron(t testing.TB, seed uint64) attack.Model {
+	t.Helper()
+	n, err := nn.New(nn.Description{
+		Name: "perceptron", Input: nn.Shape{Height: 6, Width: 6, Channels: 1},
+		Layers: []nn.Layer{{Dense: &nn.Dense{Units: 20, ReLU: true}}, {Dense: &nn.Dense{Units: 5}}},
+	}, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := graph.NewAttack(n, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func perceptron(t testing.TB) attack.Model { return newPerceptron(t, 4) }
+
+// stripes are images that the model's own answers label, but for one in ten.
+func stripes(t testing.TB, m attack.Model, n int) *dataset.Set {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(7, uint64(n)))
+	s := &dataset.Set{Name: "stripes", Shape: m.Network().Input, Classes: []string{"a", "b", "c", "d", "e"}, Labels: make([]uint8, n)}
+	s.Bytes = make([]byte, n*s.Shape.Size())
+	for i := range s.Bytes {
+		s.Bytes[i] = byte(rng.UintN(256))
+	}
+	labels, err := Predict(context.Background(), m, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range labels {
+		if i%10 == 0 {
+			labels[i] = (labels[i] + 1) % 5
+		}
+	}
+	s.Labels = labels
+	return s
 }

@@ -21,10 +21,13 @@ type Report struct {
 	Dataset       string        `json:"dataset"`
 	DatasetDigest string        `json:"dataset_digest"`
 	Threat        attack.Threat `json:"threat"`
+	Box           [2]float64    `json:"box"`           // of every pixel before and after an attack
+	Preprocessing string        `json:"preprocessing"` // of the pixels before the network
 	Seed          uint64        `json:"seed"`
 
-	Samples    int     `json:"samples"`    // the first examples of the test split, in order
-	Confidence float64 `json:"confidence"` // of each one-sided Clopper-Pearson lower bound
+	Samples    int     `json:"samples"`         // the first examples of the test split, in order, unless they are drawn
+	Drawn      bool    `json:"drawn,omitempty"` // by the seed
+	Confidence float64 `json:"confidence"`      // of each one-sided Clopper-Pearson lower bound
 
 	CleanCorrect            int     `json:"clean_correct"`
 	CleanAccuracy           float64 `json:"clean_accuracy"`
@@ -37,7 +40,11 @@ type Report struct {
 
 	*Certified // nil where no proof was asked for
 
+	Suite   string   `json:"suite,omitempty"` // that the attacks with a Tried are of
 	Attacks []Attack `json:"attacks"`
+
+	Checks       []Check `json:"checks,omitempty"`
+	CheckSamples int     `json:"check_samples,omitempty"` // the first samples, which the checks' own attacks were made on
 
 	Classes   []Class   `json:"classes"`
 	Confusion Confusion `json:"confusion"`
@@ -61,12 +68,15 @@ type Certified struct {
 	CertifiedAccuracyLowerBound float64 `json:"certified_accuracy_lower_bound"`
 }
 
-// Attack is the outcome of one attack.
+// Attack is the outcome of one attack. One of a suite is made on what the
+// attacks before it in the suite left, and its figures say what is right after
+// it, as AutoAttack prints them.
 type Attack struct {
 	Name    string `json:"name"`              // as attack.Parse takes it
 	MadeOn  string `json:"made_on,omitempty"` // digest of the model that the examples were made on; empty: white box
-	Correct int    `json:"correct"`           // examples right under this attack alone
-	Broken  int    `json:"broken"`            // examples right clean and wrong under it
+	Tried   int    `json:"tried,omitempty"`   // of a suite: the examples that it was made on
+	Correct int    `json:"correct"`           // examples right under this attack alone; of a suite: under it and those before it
+	Broken  int    `json:"broken"`            // examples right clean and wrong so
 
 	Accuracy           float64 `json:"accuracy"`
 	AccuracyLowerBound float64 `json:"accuracy_lower_bound"`
@@ -126,6 +136,7 @@ const (
 	maxAttacks     = 256
 	maxExamples    = 100
 	maxPoints      = 1000
+	maxChecks      = 100
 )
 
 // Encode writes the report as JSON; equal reports give equal bytes.
@@ -215,6 +226,14 @@ func (r *Report) validate() error {
 	}
 	if r.RobustCorrect > least {
 		return fmt.Errorf("robust_correct is %d: above the %d of the strongest attack alone", r.RobustCorrect, least)
+	}
+	for _, c := range r.Checks {
+		if err := c.validate(); err != nil {
+			return err
+		}
+	}
+	if len(r.Checks) > maxChecks || r.CheckSamples < 0 || r.CheckSamples > n {
+		return fmt.Errorf("%d checks on %d samples are impossible", len(r.Checks), r.CheckSamples)
 	}
 	if k < 2 || k > maxClasses {
 		return fmt.Errorf("%d classes: must be 2 to %d", k, maxClasses)

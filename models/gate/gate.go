@@ -11,6 +11,7 @@ import (
 	"github.com/temper-ml/temper/models/attack"
 	"github.com/temper-ml/temper/models/evaluate"
 	"github.com/temper-ml/temper/models/interval"
+	"github.com/temper-ml/temper/models/unknown"
 )
 
 // Policy says what a model must prove. Accuracies are fractions from 0 to 1
@@ -19,6 +20,11 @@ import (
 type Policy struct {
 	Threat  attack.Threat `yaml:"threat,omitempty" json:"threat"` // the report must be about exactly this one; a zoo file gives it once for all
 	Attacks []string      `yaml:"attacks" json:"attacks"`         // white-box attacks that the report must have
+
+	// Suite is the ensemble of attacks that the report must have, "" for none,
+	// and Checks are what the report's checks must satisfy, nil for none asked.
+	Suite  string               `yaml:"suite,omitempty" json:"suite,omitempty"`
+	Checks *evaluate.Thresholds `yaml:"checks,omitempty" json:"checks,omitempty"`
 
 	MinCleanAccuracy  float64 `yaml:"min_clean_accuracy" json:"min_clean_accuracy"`
 	MinRobustAccuracy float64 `yaml:"min_robust_accuracy" json:"min_robust_accuracy"` // worst case over all attacks of the report
@@ -46,8 +52,19 @@ func (p Policy) Validate() error {
 	if err := p.Threat.Validate(); err != nil {
 		return fmt.Errorf("policy: %w", err)
 	}
-	if len(p.Attacks) == 0 {
-		return errors.New("policy: attacks is empty: name at least one that the report must have")
+	if len(p.Attacks) == 0 && p.Suite == "" {
+		return errors.New("policy: attacks is empty: name at least one that the report must have, or a suite")
+	}
+	if p.Suite != "" && !slices.Contains(evaluate.Suites(), p.Suite) {
+		return fmt.Errorf("policy: suite: %w", unknown.Name("suite", p.Suite, evaluate.Suites()))
+	}
+	if p.Checks != nil {
+		if err := p.Checks.Validate(); err != nil {
+			return fmt.Errorf("policy: %w", err)
+		}
+		if p.Suite == "" {
+			return errors.New("policy: checks need a suite: name it")
+		}
 	}
 	for _, spec := range p.Attacks {
 		a, err := attack.Parse(spec, p.Threat)
@@ -148,6 +165,7 @@ func Decide(p Policy, candidate, inService *evaluate.Report) (Verdict, error) {
 		rule("min_certified", proven, p.MinCertified,
 			"certified accuracy at least %.4f (%d of %d), %.4f wanted", proven, candidate.CertifiedCorrect, candidate.Samples, p.MinCertified)
 	}
+	p.check(candidate, &v)
 	if inService == nil {
 		return v, nil
 	}
@@ -166,6 +184,26 @@ func Decide(p Policy, candidate, inService *evaluate.Report) (Verdict, error) {
 	return v, nil
 }
 
+// check adds a reason for each check that the policy asks for, judged by the
+// policy's thresholds. One that the report lacks fails.
+func (p Policy) check(r *evaluate.Report, v *Verdict) {
+	if p.Checks == nil {
+		return
+	}
+	for _, name := range p.Checks.CheckNames() {
+		reason := Reason{Rule: "checks." + name, Threshold: 1, Text: name + ": the report has no such check"}
+		if i := slices.IndexFunc(r.Checks, func(c evaluate.Check) bool { return c.Name == name }); i >= 0 {
+			c := p.Checks.Judge(r.Checks[i])
+			reason.Pass, reason.Text = c.Pass, c.String()
+		}
+		if reason.Pass {
+			reason.Figure = 1
+		}
+		v.Pass = v.Pass && reason.Pass
+		v.Reasons = append(v.Reasons, reason)
+	}
+}
+
 // accepts refuses a report that does not answer the policy's question.
 func (p Policy) accepts(r *evaluate.Report) error {
 	if r == nil {
@@ -176,6 +214,9 @@ func (p Policy) accepts(r *evaluate.Report) error {
 	}
 	if r.Threat != p.Threat {
 		return fmt.Errorf("the report is about %s epsilon %v, the policy about %s epsilon %v", r.Threat.Norm, r.Threat.Epsilon, p.Threat.Norm, p.Threat.Epsilon)
+	}
+	if p.Suite != "" && r.Suite != p.Suite {
+		return fmt.Errorf("the report is of suite %q, the policy requires %s", r.Suite, p.Suite)
 	}
 	for _, spec := range p.Attacks {
 		if !has(r, spec) {
@@ -197,6 +238,9 @@ func sameMeasure(candidate, inService *evaluate.Report) error {
 		return fmt.Errorf("the candidate was evaluated on %d samples of %s, the model in service on %d of %s: evaluate both on the same",
 			candidate.Samples, candidate.DatasetDigest, inService.Samples, inService.DatasetDigest)
 	}
+	if candidate.Drawn != inService.Drawn || candidate.Drawn && candidate.Seed != inService.Seed {
+		return errors.New("the candidate and the model in service were evaluated on different samples: evaluate both on the first, or with one seed")
+	}
 	if ours, theirs := measures(candidate), measures(inService); !slices.Equal(ours, theirs) {
 		return fmt.Errorf("the candidate was evaluated under %s, the model in service under %s: evaluate both under the same attacks",
 			strings.Join(ours, ", "), strings.Join(theirs, ", "))
@@ -208,7 +252,10 @@ func sameMeasure(candidate, inService *evaluate.Report) error {
 // model a transferred attack was made on differs between reports; that it was
 // transferred must not.
 func measures(r *evaluate.Report) []string {
-	var names []string
+	names := []string{"suite " + r.Suite}
+	if r.Suite == "" {
+		names = nil
+	}
 	for _, a := range r.Attacks {
 		if a.MadeOn != "" {
 			a.Name += " (transferred)"

@@ -32,6 +32,7 @@ const (
 	NetworkType = "application/vnd.temper.network.v1"
 	DatasetType = "application/vnd.temper.dataset.v1"
 	ReportType  = "application/vnd.temper.report.v1"
+	PartType    = "application/vnd.temper.report.part.v1"
 )
 
 // Names of the files in them.
@@ -40,6 +41,7 @@ const (
 	TrainingFile = signing.TrainingFile
 	ReportFile   = signing.ReportFile
 	PageFile     = "report.html"
+	PartFile     = "part.json"
 )
 
 // maxTraining is far above any recipe.
@@ -83,9 +85,12 @@ func Digest(data []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// ReadModel reads a model: an ONNX file, or the reference of any artifact that
-// holds model.onnx (a network or a ModelPack).
+// ReadModel reads a model: an ONNX file, a folder that holds model.onnx, or the
+// reference of any artifact that does (a network or a ModelPack).
 func ReadModel(ctx context.Context, ref string) (*Model, error) {
+	if info, err := os.Stat(filepath.Join(ref, ModelFile)); err == nil && info.Mode().IsRegular() {
+		ref = filepath.Join(ref, ModelFile)
+	}
 	m := &Model{Reference: ref}
 	if info, err := os.Stat(ref); err == nil && !info.IsDir() {
 		if m.ONNX, err = readFile(ref, onnx.MaxSize); err != nil {
@@ -271,6 +276,40 @@ func PushReport(ctx context.Context, ref string, report *evaluate.Report, page [
 		}
 	}
 	return push(ctx, ref, a)
+}
+
+// ReadPart reads a part of an evaluation: a JSON file, or the reference of an
+// artifact.
+func ReadPart(ctx context.Context, ref string) (*evaluate.Part, error) {
+	var data []byte
+	if info, err := os.Stat(ref); err == nil && !info.IsDir() {
+		if data, err = readFile(ref, evaluate.MaxPartBytes); err != nil {
+			return nil, step.BadInput(fmt.Errorf("part: %w", err))
+		}
+	} else {
+		a, _, err := pull(ctx, "part of a report", ref, "a JSON file", store.Want{Type: PartType, Bytes: evaluate.MaxPartBytes})
+		if err != nil {
+			return nil, err
+		}
+		if data, err = a.File(PartFile); err != nil {
+			return nil, step.BadInput(fmt.Errorf("part %s: %w", ref, err))
+		}
+	}
+	p, err := evaluate.DecodePart(data)
+	if err != nil {
+		return nil, step.BadInput(fmt.Errorf("part %s: %w", ref, err))
+	}
+	return p, nil
+}
+
+// PushPart writes a part of an evaluation to ref and returns the reference with
+// the artifact's digest, and the digest.
+func PushPart(ctx context.Context, ref string, p *evaluate.Part) (reference, digest string, err error) {
+	data, err := p.Encode()
+	if err != nil {
+		return "", "", err
+	}
+	return push(ctx, ref, &store.Artifact{Type: PartType, Files: []store.File{{Name: PartFile, MediaType: "application/json", Data: data}}})
 }
 
 // Reachable fails where the registry of an output does not answer, before

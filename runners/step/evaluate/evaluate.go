@@ -5,6 +5,8 @@ package evaluate
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -30,15 +32,22 @@ const (
 	examples    = 10
 )
 
-// Job is one evaluation.
+// Job is one evaluation: of a model, or of the parts that its shards measured.
 type Job struct {
-	Model   string // a reference, or an ONNX file
-	Dataset string
-	Threat  attack.Threat
-	Attacks []string
-	Samples int
-	Seed    uint64
-	Certify bool
+	Model    string // a reference, or an ONNX file
+	Dataset  string
+	Threat   attack.Threat
+	Attacks  []string
+	Suite    string
+	Checks   bool
+	Certify  bool
+	Transfer string // another model to make examples on: a reference, or an ONNX file; "" for none
+	Samples  int
+	Drawn    bool // the samples, by the seed
+	Seed     uint64
+	Shard    string   // "2/8" for the second of eight parts; "" for all
+	Parts    []string // of an evaluation that was measured in shards: references or files
+
 	Policy  *gate.Policy // nil for no verdict
 	Against string       // report of the model in service: a reference or file; "" for none
 	Page    string       // file for the HTML page, "" for none
@@ -56,7 +65,17 @@ type Result struct {
 	Reasons   []gate.Reason    `json:"reasons,omitempty"`
 }
 
-// Run evaluates, decides, writes what was asked for and says what it found.
+// Part is what the step prints of a shard.
+type Part struct {
+	Reference string  `json:"reference"`
+	Digest    string  `json:"digest"`
+	Shard     int     `json:"shard"`
+	Shards    int     `json:"shards"`
+	Samples   int     `json:"samples"` // of this shard
+	Seconds   float64 `json:"seconds"`
+}
+
+// Run measures, decides, writes what was asked for and says what it found.
 func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	started := time.Now()
 	if j.Policy != nil {
@@ -77,26 +96,23 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 		}
 		inService = r.Report
 	}
-	m, err := artifact.ReadModel(ctx, j.Model)
+	parts, m, err := j.parts(ctx, s)
 	if err != nil {
 		return err
 	}
-	splits, err := artifact.OpenDataset(ctx, j.Dataset)
-	if err != nil {
-		return err
+	if j.Shard != "" {
+		return j.keep(ctx, s, parts[0], started)
 	}
-	target, err := graph.NewAttack(m.Network, batch)
-	if err != nil {
-		return err
+	thresholds := models.DefaultThresholds()
+	if j.Policy != nil && j.Policy.Checks != nil {
+		thresholds = *j.Policy.Checks
 	}
-	s.Log.Info("evaluating", "model", m.Reference, "dataset", splits.Name, "attacks", strings.Join(j.Attacks, ","), "epsilon", j.Threat.Epsilon, "samples", j.Samples)
-	r, err := models.Run(ctx, target, splits.Test, models.Options{
-		Threat: j.Threat, Attacks: j.Attacks, Samples: j.Samples, Seed: j.Seed,
-		CurvePoints: curvePoints, Examples: examples,
-		ModelDigest: m.Digest, Progress: s.Progress, Certify: j.Certify,
-	})
+	r, err := models.Reduce(parts, thresholds)
 	if err != nil {
 		return step.BadInput(err)
+	}
+	if m != nil && r.ModelDigest != m.Digest {
+		return step.BadInput(fmt.Errorf("the parts are about the model %s, not about %s", r.ModelDigest, m.Reference))
 	}
 	result := Result{}
 	var verdict *gate.Verdict
@@ -117,6 +133,9 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 		}
 	}
 	if j.Output != "" {
+		if m == nil {
+			m = &artifact.Model{} // attached to none
+		}
 		if result.Reference, result.Digest, err = artifact.PushReport(ctx, j.Output, r, page.Bytes(), m); err != nil {
 			return err
 		}
@@ -127,11 +146,125 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	return result.tell(s)
 }
 
+// parts measures the model, or its shard, or reads what shards measured; the
+// model is nil where only the parts were named.
+func (j *Job) parts(ctx context.Context, s *step.Step) (parts []*models.Part, m *artifact.Model, err error) {
+	if j.Model != "" {
+		if m, err = artifact.ReadModel(ctx, j.Model); err != nil {
+			return nil, nil, err
+		}
+	}
+	if len(j.Parts) > 0 {
+		for _, ref := range j.Parts {
+			p, err := artifact.ReadPart(ctx, ref)
+			if err != nil {
+				return nil, nil, err
+			}
+			parts = append(parts, p)
+		}
+		return parts, m, nil
+	}
+	o := models.Options{
+		Threat: j.Threat, Attacks: j.Attacks, Suite: j.Suite, Checks: j.Checks, Certify: j.Certify, Samples: j.Samples, Drawn: j.Drawn, Seed: j.Seed,
+		CurvePoints: curvePoints, Examples: examples,
+		ModelDigest: m.Digest, Progress: s.Progress,
+	}
+	if j.Shard != "" {
+		if o.Shard, o.Shards, err = parseShard(j.Shard); err != nil {
+			return nil, nil, step.BadInput(err)
+		}
+	}
+	splits, err := artifact.OpenDataset(ctx, j.Dataset)
+	if err != nil {
+		return nil, nil, err
+	}
+	o.Train = splits.Train
+	target, err := graph.NewAttack(m.Network, batch)
+	if err != nil {
+		return nil, nil, err
+	}
+	if j.Transfer != "" {
+		source, err := artifact.ReadModel(ctx, j.Transfer)
+		if err != nil {
+			return nil, nil, err
+		}
+		o.SourceDigest = source.Digest
+		if o.Source, err = graph.NewAttack(source.Network, batch); err != nil {
+			return nil, nil, err
+		}
+	}
+	s.Log.Info("evaluating", "model", m.Reference, "dataset", splits.Name, "suite", j.Suite, "attacks", strings.Join(j.Attacks, ","), "epsilon", j.Threat.Epsilon, "samples", j.Samples)
+	p, err := models.Measure(ctx, target, splits.Test, o)
+	if err != nil {
+		return nil, nil, step.BadInput(err)
+	}
+	return []*models.Part{p}, m, nil
+}
+
+// keep pushes a shard's part and tells of it.
+func (j *Job) keep(ctx context.Context, s *step.Step, p *models.Part, started time.Time) error {
+	ref, digest, err := artifact.PushPart(ctx, j.Output, p)
+	if err != nil {
+		return err
+	}
+	s.Log.Info("measured", "shard", j.Shard, "samples", len(p.Labels), "part", ref)
+	if err := s.Results(map[string]string{"reference": ref, "digest": digest}); err != nil {
+		return err
+	}
+	return s.Print(ref, Part{ref, digest, p.Shard, p.Shards, len(p.Labels), time.Since(started).Seconds()})
+}
+
+// parseShard reads "2/8".
+func parseShard(text string) (shard, shards int, err error) {
+	first, second, ok := strings.Cut(text, "/")
+	if ok {
+		shard, err = strconv.Atoi(first)
+		if err == nil {
+			shards, err = strconv.Atoi(second)
+		}
+	}
+	if !ok || err != nil || shard < 1 || shard > shards || shards > maxShards {
+		return 0, 0, fmt.Errorf("--shard %q: write SHARD/SHARDS, such as 2/8, from 1 to at most %d", text, maxShards)
+	}
+	return shard, shards, nil
+}
+
+// maxShards is far above what a cluster runs at once.
+const maxShards = 10_000
+
+// partsOf reads the parts' references: one an argument, or all of them as the
+// JSON list in which Argo passes on what its steps made.
+func partsOf(args []string) ([]string, error) {
+	var all []string
+	for _, arg := range args {
+		if !strings.HasPrefix(strings.TrimSpace(arg), "[") {
+			all = append(all, arg)
+			continue
+		}
+		var list []string
+		if err := json.Unmarshal([]byte(arg), &list); err != nil {
+			return nil, step.BadInput(fmt.Errorf("--reduce: the list of parts %.100q: %w", arg, err))
+		}
+		all = append(all, list...)
+	}
+	if len(all) == 0 || len(all) > maxShards {
+		return nil, step.BadInput(fmt.Errorf("--reduce: %d parts: name each part that a shard made, at most %d", len(all), maxShards))
+	}
+	return all, nil
+}
+
 // tell narrates the figures and gives the results.
 func (r *Result) tell(s *step.Step) error {
 	s.Log.Info("clean", "accuracy", r.CleanAccuracy, "at_least", r.CleanAccuracyLowerBound)
 	for _, a := range r.Attacks {
 		s.Log.Info("attacked", "attack", a.Name, "accuracy", a.Accuracy, "at_least", a.AccuracyLowerBound)
+	}
+	for _, c := range r.Checks {
+		if c.Pass {
+			s.Log.Info("check passed", "check", c.String())
+		} else {
+			s.Log.Warn("check failed", "check", c.String())
+		}
 	}
 	s.Log.Info("worst case", "accuracy", r.RobustAccuracy, "at_least", r.RobustAccuracyLowerBound)
 	if c := r.Certified; c != nil {
@@ -166,6 +299,7 @@ func Command() *cobra.Command {
 	var (
 		j                   = Job{Threat: attack.Threat{Norm: "linf"}}
 		policy              string
+		reduce              bool
 		minClean, minRobust float64
 	)
 	cmd := &cobra.Command{
@@ -176,19 +310,66 @@ attack, and under the worst attack for each image, with 95% lower bounds. The
 attacker has the model's weights. Prints the report's reference with --output,
 and all figures with -o json.
 
+--suite standard is AutoAttack's ensemble: APGD-CE, APGD-T, FAB-T and Square,
+each on what the ones before it left. With it come the checks without which no
+figure is to be believed, unless --checks=false. Single attacks: fgsm, pgd-STEPS,
+pgd-STEPSxRESTARTS, noise, apgd-ce, apgd-dlr, apgd-t, fab-t, square. With --seed
+the images are drawn by the seed.
+
+--shard measures one of several equal parts and pushes it to --output; --reduce
+counts the parts, named as arguments or as one JSON list, to the very figures of
+one run.
+
 With --policy the gate decides: the verdict is pass or fail, and the exit code 0
-in either case. Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise.`,
-		Example: `  temper evaluate --model oci:out:robust --output oci:out:report
+in either case.`,
+		Example: `  temper evaluate --model model.onnx --suite standard --epsilon 0.3 --samples 1000 -o json
+  temper evaluate --model oci:out:robust --output oci:out:report
   temper evaluate --model model.onnx --epsilon 0.15 --attacks fgsm,pgd-50x10 --samples 500 -o json
-  temper evaluate --model oci:out:robust --policy wong --against oci:out:report-before --report-html report.html`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+  temper evaluate --model oci:out:robust --policy wong --against oci:out:report-before --report-html report.html
+  temper evaluate --model oci:out:robust --suite standard --shard 1/2 --output oci:out:part-1
+  temper evaluate --reduce oci:out:part-1 oci:out:part-2 --output oci:out:report`,
+		RunE: func(cmd *cobra.Command, args []string) error {
 			given := cmd.Flags().Changed
-			if policy == "" {
-				for _, flag := range []string{"min-clean-accuracy", "min-robust-accuracy", "against"} {
+			refuse := func(flags []string, why string) error {
+				for _, flag := range flags {
 					if given(flag) {
-						return step.BadInput(fmt.Errorf("--%s is for the gate: give a --policy too", flag))
+						return step.BadInput(fmt.Errorf("--%s %s", flag, why))
 					}
+				}
+				return nil
+			}
+			switch {
+			case reduce:
+				if err := refuse([]string{"shard", "attacks", "suite", "checks", "certify", "transfer-from", "norm", "epsilon", "samples", "seed", "dataset"}, "is of the measuring: the parts to reduce have it"); err != nil {
+					return err
+				}
+				var err error
+				if j.Parts, err = partsOf(args); err != nil {
+					return err
+				}
+			case len(args) > 0:
+				return step.BadInput(fmt.Errorf("argument %q: only --reduce takes arguments", args[0]))
+			case j.Model == "":
+				return step.BadInput(errors.New("--model is missing: name a reference, a folder or an ONNX file"))
+			}
+			if j.Shard != "" {
+				if err := refuse([]string{"against", "report-html", "min-clean-accuracy", "min-robust-accuracy"}, "is of the whole: give it with --reduce"); err != nil {
+					return err
+				}
+				if j.Output == "" {
+					return step.BadInput(errors.New("--shard needs --output, which gets the part"))
+				}
+			}
+			j.Drawn = given("seed")
+			if given("suite") && !given("attacks") {
+				j.Attacks = nil
+			}
+			if !given("checks") {
+				j.Checks = j.Suite != ""
+			}
+			if policy == "" {
+				if err := refuse([]string{"min-clean-accuracy", "min-robust-accuracy", "against"}, "is for the gate: give a --policy too"); err != nil {
+					return err
 				}
 				return j.Run(cmd.Context(), step.From(cmd))
 			}
@@ -206,11 +387,17 @@ in either case. Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise.`,
 			if !given("certify") {
 				j.Certify = j.Policy.MinCertified > 0
 			}
-			if !given("epsilon") {
+			if !given("epsilon") && !given("norm") {
 				j.Threat = j.Policy.Threat
 			}
 			if !given("attacks") {
 				j.Attacks = j.Policy.Attacks
+			}
+			if !given("suite") {
+				j.Suite = j.Policy.Suite
+			}
+			if !given("checks") {
+				j.Checks = j.Policy.Checks != nil
 			}
 			if !given("samples") {
 				j.Samples = max(j.Samples, j.Policy.MinSamples)
@@ -219,19 +406,24 @@ in either case. Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&j.Model, "model", "", "the model: a reference, or an ONNX file")
+	flags.StringVar(&j.Model, "model", "", "the model: a reference, a folder of an artifact, or an ONNX file")
 	flags.StringVar(&j.Dataset, "dataset", "mnist", "mnist, a folder of IDX files, URL#sha256:..., or a reference")
-	step.Float(flags, &j.Threat.Epsilon, "epsilon", 0.3, 0, 1, "size of the perturbation, in pixels of [0,1]; the policy's where there is one")
-	flags.StringSliceVar(&j.Attacks, "attacks", []string{"fgsm", "pgd-20"}, "attacks, separated by commas; the policy's where there is one")
+	flags.StringVar(&j.Threat.Norm, "norm", "linf", "norm of the perturbation: "+strings.Join(attack.Norms(), " or "))
+	step.Float(flags, &j.Threat.Epsilon, "epsilon", 0.3, 0, 1000, "size of the perturbation, in pixels of [0,1]; the policy's where there is one")
+	flags.StringSliceVar(&j.Attacks, "attacks", []string{"fgsm", "pgd-20"}, "attacks, separated by commas; the policy's where there is one; none beside a --suite")
+	flags.StringVar(&j.Suite, "suite", "", "ensemble of attacks: "+strings.Join(models.Suites(), " or ")+"; the policy's where there is one")
+	flags.BoolVar(&j.Checks, "checks", false, "check whether the figures are to be believed (default: with a suite, and as the policy asks)")
+	flags.StringVar(&j.Transfer, "transfer-from", "", "another model, a reference or an ONNX file, that examples are made on too")
 	step.Int(flags, &j.Samples, "samples", 1000, 1, 1_000_000, "how many test images; at least the policy's where there is one")
-	flags.Uint64Var(&j.Seed, "seed", 1, "seed of the attacks' random starts")
+	flags.Uint64Var(&j.Seed, "seed", 1, "seed of the attacks' random starts; where it is given the images are drawn by it, otherwise they are the first")
 	flags.BoolVar(&j.Certify, "certify", false, "also prove, by interval bounds, how many answers no attack can change; on where the policy asks for it")
+	flags.StringVar(&j.Shard, "shard", "", "measure one part only, such as 2/8 for the second of eight, and push it to --output")
+	flags.BoolVar(&reduce, "reduce", false, "count the parts that shards measured: the arguments")
 	flags.StringVar(&policy, "policy", "", "model of the zoo, YAML file or reference of one, whose gate policy decides")
 	step.Fraction(flags, &minClean, "min-clean-accuracy", 0, "least lower bound of the clean accuracy, instead of the policy's")
 	step.Fraction(flags, &minRobust, "min-robust-accuracy", 0, "least lower bound of the robust accuracy, instead of the policy's")
 	flags.StringVar(&j.Against, "against", "", "report of the model in service, a reference or JSON file: the gate then refuses a step back")
 	flags.StringVar(&j.Page, "report-html", "", "file for the report as an HTML page")
 	flags.StringVar(&j.Output, "output", "", "reference to push the report to; in the model's repository it is attached to the model")
-	cmd.MarkFlagRequired("model")
 	return cmd
 }

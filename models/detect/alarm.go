@@ -43,6 +43,11 @@ type bet struct{ hit, miss, money float64 }
 // their usual rate, with an average run length to a false alarm of at least
 // 1/alpha observations.
 func NewAlarm(p, alpha float64) (*Alarm, error) {
+	return newAlarm(p, alpha, rates[:])
+}
+
+// newAlarm bets on those of the rates that are above p, the highest first.
+func newAlarm(p, alpha float64, rates []float64) (*Alarm, error) {
 	if !(p > 0 && p < rates[0]) {
 		return nil, fmt.Errorf("usual rate %v: must be above 0 and below %v", p, rates[0])
 	}

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func newAlarm(t testing.TB, p, alpha float64) *Alarm {
+func mustAlarm(t testing.TB, p, alpha float64) *Alarm {
 	t.Helper()
 	a, err := NewAlarm(p, alpha)
 	if err != nil {
@@ -19,7 +19,7 @@ func newAlarm(t testing.TB, p, alpha float64) *Alarm {
 // delays runs the alarm on streams of hits with a probability that change
 // after a quiet time, and returns the number of observations to each alarm.
 func delays(t *testing.T, p, alpha, hits float64, runs int) []int {
-	a := newAlarm(t, p, alpha)
+	a := mustAlarm(t, p, alpha)
 	rng := rand.New(rand.NewPCG(1, 2))
 	out := make([]int, runs)
 	for i := range out {
@@ -73,7 +73,7 @@ func TestRunLength(t *testing.T) {
 			return n/50%2 == 0 && rng.Float64() < p
 		},
 	} {
-		a := newAlarm(t, p, alpha)
+		a := mustAlarm(t, p, alpha)
 		total := 0
 		for range runs {
 			a.Reset()
@@ -98,7 +98,7 @@ func TestQuiet(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a simulation")
 	}
-	a := newAlarm(t, 0.027, DefaultAlpha)
+	a := mustAlarm(t, 0.027, DefaultAlpha)
 	rng := rand.New(rand.NewPCG(5, 6))
 	alarms := 0
 	for range 1_000_000 {
@@ -114,7 +114,7 @@ func TestQuiet(t *testing.T) {
 
 // One step computed by hand: with p .2 the bets are on .9 and .5.
 func TestAlarmStep(t *testing.T) {
-	a := newAlarm(t, 0.2, 0.01)
+	a := mustAlarm(t, 0.2, 0.01)
 	if a.Level() != 0 || math.Abs(a.Limit()-2) > 1e-12 {
 		t.Fatalf("level %v, limit %v at the start", a.Level(), a.Limit())
 	}
@@ -128,7 +128,7 @@ func TestAlarmStep(t *testing.T) {
 }
 
 func TestAlarmNeverOverflows(t *testing.T) {
-	a := newAlarm(t, 0.027, DefaultAlpha)
+	a := mustAlarm(t, 0.027, DefaultAlpha)
 	for _, hit := range []bool{true, false} {
 		for range 100_000 {
 			a.Observe(hit)
@@ -151,7 +151,7 @@ func TestAlarmRefuses(t *testing.T) {
 func TestRestore(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	for _, rate := range []float64{0.01, 0.1, 0.9} {
-		a, b := newAlarm(t, 0.027, DefaultAlpha), newAlarm(t, 0.027, DefaultAlpha)
+		a, b := mustAlarm(t, 0.027, DefaultAlpha), mustAlarm(t, 0.027, DefaultAlpha)
 		if err := b.Restore(a.Money()); err != nil || b.Level() != 0 {
 			t.Fatalf("a new alarm: level %v, error %v", b.Level(), err)
 		}
@@ -168,7 +168,7 @@ func TestRestore(t *testing.T) {
 			}
 		}
 	}
-	a := newAlarm(t, 0.027, DefaultAlpha)
+	a := mustAlarm(t, 0.027, DefaultAlpha)
 	for name, money := range map[string][]float64{
 		"none": nil, "few": {1}, "negative": {-1, 0, 0, 0, 0}, "NaN": {math.NaN(), 0, 0, 0, 0}, "infinite": {math.Inf(1), 0, 0, 0, 0},
 	} {
@@ -180,7 +180,7 @@ func TestRestore(t *testing.T) {
 
 // However long an attack was, the alarm falls under half its limit soon after.
 func TestAlarmFallsSilent(t *testing.T) {
-	a := newAlarm(t, 0.027, DefaultAlpha)
+	a := mustAlarm(t, 0.027, DefaultAlpha)
 	for range 1_000_000 {
 		a.Observe(true)
 	}

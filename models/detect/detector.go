@@ -81,6 +81,8 @@ const (
 	// are flagged up to 1.2 times as often as the bound on its validation
 	// images says, in runs, since one writer's digits follow each other.
 	safety = 2
+	// driftSafety is lower: a false alarm on drift starts nothing.
+	driftSafety = 1.5
 	// minExamples keeps five examples above the attack's threshold.
 	minExamples = 1000
 	// shiftExamples are changed by each shift, and attackExamples attacked by
@@ -376,7 +378,8 @@ func (d *Detector) Alarm(alpha float64) (*Alarm, error) {
 // DriftAlarm watches in the same way for requests that are unlike those of the
 // calibration without being hostile.
 func (d *Detector) DriftAlarm(alpha float64) (*Alarm, error) {
-	return NewAlarm(safety*d.Calibration.Drift.Bound, alpha)
+	p := driftSafety * d.Calibration.Drift.Bound
+	return newAlarm(p, alpha, []float64{0.9, 0.5, 0.3, 0.2, 1.5 * p})
 }
 
 // unlike says how unlike the usual requests one is: the mean of its signals'

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/models/nn/kernel"
 )
 
 // Loop is projected gradient ascent on a whole batch, the loop of adversarial
@@ -51,10 +52,18 @@ func (l *Loop) Step(x, clean []float32, n int, loss nn.Loss) error {
 			return fmt.Errorf("attack: step %d: the output %v of row %d is not finite", l.steps, z, row)
 		}
 	}
+	reach, linf := reachOf(l.Ball)
 	var bad atomic.Int64 // a row whose gradient is not finite, plus 1
 	share(n, func(lo, hi int) {
 		for row := lo; row < hi; row++ {
 			at, end := row*size, (row+1)*size
+			if linf {
+				if !kernel.SignStep(x[at:end], clean[at:end], gradient[at:end], l.Alpha, reach) {
+					bad.Store(int64(row) + 1)
+					return
+				}
+				continue
+			}
 			if !finite(gradient[at:end]) {
 				bad.Store(int64(row) + 1)
 				return
@@ -67,6 +76,18 @@ func (l *Loop) Step(x, clean []float32, n int, loss nn.Loss) error {
 		return fmt.Errorf("attack: step %d: the gradient of row %d is not finite", l.steps, row)
 	}
 	return nil
+}
+
+// reachOf tells how far a ball's Project lets a pixel go, where its Step is along
+// the gradient's sign: kernel.SignStep is both in one.
+func reachOf(b Ball) (reach float32, ok bool) {
+	switch r := b.(type) {
+	case Linf:
+		return r.reach(), true
+	case Noisy:
+		return 2, true // the box alone decides
+	}
+	return 0, false
 }
 
 // minShare is the number of rows below which a goroutine costs more than it

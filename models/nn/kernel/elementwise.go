@@ -9,6 +9,14 @@ func Add(dst, src []float32) { addTo(dst, src) }
 // gradient of a ReLU with output y. dst may be grad.
 func MaskPositive(dst, grad, y []float32) { maskPositive(dst, grad, y) }
 
+// SignStep moves each value of x by alpha in the direction of the gradient's sign,
+// not at all where that is 0, then to the nearest value within reach of clean and
+// within [0,1]: one step of an attack in the maximum norm. It reports whether
+// the gradient is finite.
+func SignStep(x, clean, gradient []float32, alpha, reach float32) (finite bool) {
+	return signStep(x, clean[:len(x)], gradient[:len(x)], alpha, reach)
+}
+
 // AdamStep holds the coefficients of one step of Adam, in the order that the
 // assembly reads them.
 type AdamStep struct {
@@ -121,6 +129,22 @@ func unpoolPortable(strip, dy []float32, which []int32, size, line, channels int
 			selectedPortable(window[tap/size*line+tap%size*channels:][:channels], dy[at:][:channels], which[at:], int32(tap))
 		}
 	}
+}
+
+// signStepPortable tells finite values by their exponent bits: those of others are
+// all set, which adding one to the exponent carries into the sign.
+func signStepPortable(x, clean, gradient []float32, alpha, reach float32) (finite bool) {
+	exponents, size := uint32(0), math.Float32bits(alpha)
+	for i, g := range gradient {
+		bits := math.Float32bits(g)
+		exponents |= bits&^(1<<31) + 1<<23
+		v, c := x[i], clean[i]
+		if g != 0 {
+			v += math.Float32frombits(size | bits&(1<<31))
+		}
+		x[i] = min(max(v, c-reach, 0), c+reach, 1)
+	}
+	return exponents>>31 == 0
 }
 
 func maskPositivePortable(dst, grad, y []float32) {

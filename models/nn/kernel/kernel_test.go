@@ -389,7 +389,20 @@ func TestElementwisePathsAgree(t *testing.T) {
 			selected(chosen, g, index, 3)
 			w, m, v, a := clone(x), clone(m), clone(v), clone(g)
 			Adam(w, m, v, a, g, c)
-			return [][]float32{sum, masked, best, chosen, w, m, v, a}, index
+			moved := clone(x)
+			if !SignStep(moved, m, g, 0.25, 0.5) {
+				t.Errorf("%s: %d finite values are said not to be", p, n)
+			}
+			for i := range n {
+				for _, bad := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
+					gradient := clone(g)
+					gradient[i] = float32(bad)
+					if SignStep(clone(x), m, gradient, 0.25, 0.5) {
+						t.Errorf("%s: %v at %d of %d is said to be finite", p, bad, i, n)
+					}
+				}
+			}
+			return [][]float32{sum, masked, best, chosen, w, m, v, a, moved}, index
 		}
 		want, places := run("portable")
 		for _, p := range available() {

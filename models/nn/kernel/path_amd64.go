@@ -236,3 +236,16 @@ func unpool(strip, dy []float32, which []int32, size, line, channels int) {
 	_, _ = which[len(dy)-1], strip[line+2*len(dy)-1]
 	unpoolVectors(&strip[0], &dy[0], &which[0], len(dy)/channels, channels/8, line*4)
 }
+
+func signStep(x, clean, gradient []float32, alpha, reach float32) (finite bool) {
+	i, all := 0, uint32(0)
+	if n := len(x) / 8; n > 0 && vectorised() {
+		var exponents [8]uint32
+		signStepVectors(&x[0], &clean[0], &gradient[0], alpha, reach, &exponents, n)
+		for _, e := range exponents {
+			all |= e
+		}
+		i = n * 8
+	}
+	return signStepPortable(x[i:], clean[i:], gradient[i:], alpha, reach) && all>>31 == 0
+}

@@ -18564,6 +18564,57 @@ loop:
 	VZEROUPPER
 	RET
 
+// func signStepVectors(x *float32, clean *float32, gradient *float32, alpha float32, reach float32, exponents *[8]uint32, n int)
+// Requires: AVX, AVX2, SSE
+TEXT ·signStepVectors(SB), NOSPLIT, $0-48
+	MOVQ         n+40(FP), CX
+	MOVQ         x+0(FP), DI
+	MOVQ         clean+8(FP), SI
+	MOVQ         gradient+16(FP), DX
+	MOVQ         exponents+32(FP), R8
+	MOVSS        alpha+24(FP), X7
+	VBROADCASTSS X7, Y7
+	MOVSS        reach+28(FP), X8
+	VBROADCASTSS X8, Y8
+	VXORPS       Y9, Y9, Y9
+	MOVL         $0x3f800000, AX
+	VMOVD        AX, X6
+	VPBROADCASTD X6, Y10
+	MOVL         $0x80000000, AX
+	VMOVD        AX, X6
+	VPBROADCASTD X6, Y11
+	MOVL         $0x00800000, AX
+	VMOVD        AX, X6
+	VPBROADCASTD X6, Y12
+	VPXOR        Y13, Y13, Y13
+
+loop:
+	VMOVUPS (DX), Y0
+	VANDNPS Y0, Y11, Y1
+	VPADDD  Y12, Y1, Y1
+	VPOR    Y1, Y13, Y13
+	VCMPPS  $0x04, Y9, Y0, Y1
+	VANDPS  Y11, Y0, Y0
+	VORPS   Y7, Y0, Y0
+	VANDPS  Y1, Y0, Y0
+	VADDPS  (DI), Y0, Y0
+	VMOVUPS (SI), Y2
+	VSUBPS  Y8, Y2, Y3
+	VADDPS  Y8, Y2, Y4
+	VMAXPS  Y3, Y0, Y0
+	VMAXPS  Y9, Y0, Y0
+	VMINPS  Y4, Y0, Y0
+	VMINPS  Y10, Y0, Y0
+	VMOVUPS Y0, (DI)
+	VMOVDQU Y13, (R8)
+	ADDQ    $0x20, DI
+	ADDQ    $0x20, SI
+	ADDQ    $0x20, DX
+	DECQ    CX
+	JNZ     loop
+	VZEROUPPER
+	RET
+
 // func adamVectors(p *float32, m *float32, v *float32, average *float32, grad *float32, c *[8]float32, n int)
 // Requires: AVX
 TEXT ·adamVectors(SB), NOSPLIT, $0-56

@@ -41,3 +41,7 @@ func pool(y []float32, which []int32, strip []float32, size, line, channels int)
 func unpool(strip, dy []float32, which []int32, size, line, channels int) {
 	unpoolPortable(strip, dy, which, size, line, channels)
 }
+
+func signStep(x, clean, gradient []float32, alpha, reach float32) (finite bool) {
+	return signStepPortable(x, clean, gradient, alpha, reach)
+}

@@ -414,6 +414,11 @@ func maximumVectors(best *float32, index *int32, x *float32, place int32, n int)
 //go:noescape
 func selectedVectors(dst *float32, src *float32, index *int32, place int32, n int)
 
+// signStepVectors is SignStep on n vectors; exponents collects the bits of all exponents plus one.
+//
+//go:noescape
+func signStepVectors(x *float32, clean *float32, gradient *float32, alpha float32, reach float32, exponents *[8]uint32, n int)
+
 // adamVectors is Adam on n vectors; see Adam.
 //
 //go:noescape

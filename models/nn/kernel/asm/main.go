@@ -454,6 +454,46 @@ func elementwise() {
 		VMOVUPS(Y0, at(RDI))
 		advance(RDI, RSI, RDX)
 	})
+	loop("signStepVectors", "func(x, clean, gradient *float32, alpha, reach float32, exponents *[8]uint32, n int)", "signStepVectors is SignStep on n vectors; exponents collects the bits of all exponents plus one.", func() {
+		pointer("x", RDI)
+		pointer("clean", RSI)
+		pointer("gradient", RDX)
+		pointer("exponents", R8)
+		Load(Param("alpha"), X7)
+		VBROADCASTSS(X7, Y7)
+		Load(Param("reach"), X8)
+		VBROADCASTSS(X8, Y8)
+		VXORPS(Y9, Y9, Y9) // 0
+		one := func(bits uint32, y VecPhysical) {
+			MOVL(U32(bits), EAX)
+			VMOVD(EAX, X6)
+			VPBROADCASTD(X6, y)
+		}
+		one(0x3f800000, Y10) // 1
+		one(1<<31, Y11)      // the sign
+		one(1<<23, Y12)      // one in the exponent
+		VPXOR(Y13, Y13, Y13)
+	}, func() {
+		VMOVUPS(at(RDX), Y0)
+		VANDNPS(Y0, Y11, Y1)
+		VPADDD(Y12, Y1, Y1)
+		VPOR(Y1, Y13, Y13)
+		VCMPPS(Imm(0x04), Y9, Y0, Y1) // not 0
+		VANDPS(Y11, Y0, Y0)
+		VORPS(Y7, Y0, Y0)
+		VANDPS(Y1, Y0, Y0)
+		VADDPS(at(RDI), Y0, Y0)
+		VMOVUPS(at(RSI), Y2)
+		VSUBPS(Y8, Y2, Y3)
+		VADDPS(Y8, Y2, Y4)
+		VMAXPS(Y3, Y0, Y0)
+		VMAXPS(Y9, Y0, Y0)
+		VMINPS(Y4, Y0, Y0)
+		VMINPS(Y10, Y0, Y0)
+		VMOVUPS(Y0, at(RDI))
+		VMOVDQU(Y13, at(R8))
+		advance(RDI, RSI, RDX)
+	})
 	loop("adamVectors", "func(p, m, v, average, grad *float32, c *[8]float32, n int)", "adamVectors is Adam on n vectors; see Adam.", func() {
 		pointer("p", RDI)
 		pointer("m", RSI)

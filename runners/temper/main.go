@@ -14,6 +14,7 @@ import (
 	"github.com/temper-ml/temper/runners/step/choose"
 	"github.com/temper-ml/temper/runners/step/demo"
 	"github.com/temper-ml/temper/runners/step/evaluate"
+	"github.com/temper-ml/temper/runners/step/fetch"
 	"github.com/temper-ml/temper/runners/step/images"
 	"github.com/temper-ml/temper/runners/step/keygen"
 	"github.com/temper-ml/temper/runners/step/pack"
@@ -52,7 +53,7 @@ Each command reads artifacts from an OCI registry or an OCI layout folder
 	}
 	root.AddCommand(
 		demo.Command(),
-		check.Command(), train.Command(), attack.Command(), evaluate.Command(), retrain.Command(), sweep.Command(), choose.Command(),
+		fetch.Command(), check.Command(), train.Command(), attack.Command(), evaluate.Command(), retrain.Command(), sweep.Command(), choose.Command(),
 		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(), revoke.Command(),
 		submit.Command(), summary.Command(), serve.Command(), sentinel.Command(), registry.Command(), bench.Command(), images.Command(),
 	)

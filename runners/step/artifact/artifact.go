@@ -86,8 +86,13 @@ func Digest(data []byte) string {
 }
 
 // ReadModel reads a model: an ONNX file, a folder that holds model.onnx, or the
-// reference of any artifact that does (a network or a ModelPack).
+// reference of any artifact that does (a network or a ModelPack). The reference
+// may end in a Normalisation.
 func ReadModel(ctx context.Context, ref string) (*Model, error) {
+	ref, normalise, err := normalisation(ref)
+	if err != nil {
+		return nil, err
+	}
 	if info, err := os.Stat(filepath.Join(ref, ModelFile)); err == nil && info.Mode().IsRegular() {
 		ref = filepath.Join(ref, ModelFile)
 	}
@@ -112,9 +117,14 @@ func ReadModel(ctx context.Context, ref string) (*Model, error) {
 			}
 		}
 	}
-	var err error
-	if m.Network, _, err = onnx.Unmarshal(m.ONNX); err != nil {
+	var metadata map[string]string
+	if m.Network, metadata, err = onnx.Unmarshal(m.ONNX); err != nil {
 		return nil, step.BadInput(fmt.Errorf("model %s: %w", ref, err))
+	}
+	if normalise != nil {
+		if err := normalise.apply(m, metadata); err != nil {
+			return nil, step.BadInput(fmt.Errorf("model %s: %w", ref, err))
+		}
 	}
 	m.Digest = Digest(m.ONNX)
 	return m, nil

@@ -3,6 +3,7 @@ package artifact
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -12,6 +13,7 @@ import (
 	"github.com/temper-ml/temper/models/attack"
 	"github.com/temper-ml/temper/models/dataset"
 	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/models/onnx"
 	"github.com/temper-ml/temper/signing/store"
 )
 
@@ -172,4 +174,53 @@ func TestSameRepository(t *testing.T) {
 			t.Errorf("sameRepository(%s, %s) = %v, %v", c.a, c.b, got, err)
 		}
 	}
+}
+
+// A model whose training normalised images outside of the network gets a layer
+// that does, so that what is attacked are pixels of [0,1].
+func TestNormalisedReference(t *testing.T) {
+	net := network(t)
+	data, err := onnx.Marshal(net, map[string]string{"temper.network": "tiny"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "model.onnx")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	with := Normalisation{Mean: "0.25", Std: "0.5"}
+	m, err := ReadModel(t.Context(), with.Of(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Digest == Digest(data) || m.Digest != Digest(m.ONNX) {
+		t.Error("the normalised model has the digest of the file")
+	}
+	again, _, err := onnx.Unmarshal(m.ONNX)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := []float32{0, 0.1, 0.7, 1}
+	scaled := []float32{-0.5, -0.3, 0.9, 1.5}
+	want := logits(t, net, scaled)
+	for name, n := range map[string]*nn.Network{"read": m.Network, "written and read": again} {
+		for i, got := range logits(t, n, x) {
+			if math.Abs(float64(got-want[i])) > 1e-6 {
+				t.Errorf("%s: logit %d is %v, %v of the normalised pixels", name, i, got, want[i])
+			}
+		}
+	}
+	for _, query := range []string{"?mean=0.5", "?mean=a&std=1", "?mean=0&std=0", "?mean=0&std=1&x=1", "?mean=0,0&std=1"} {
+		if _, err := ReadModel(t.Context(), file+query); err == nil {
+			t.Errorf("%s: no error", query)
+		}
+	}
+}
+
+func logits(t *testing.T, n *nn.Network, x []float32) []float32 {
+	f, err := nn.NewForward(n, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.Logits(x, 1)
 }

@@ -301,6 +301,7 @@ func Command() *cobra.Command {
 		policy              string
 		reduce              bool
 		minClean, minRobust float64
+		normalise           artifact.Normalisation
 	)
 	cmd := &cobra.Command{
 		Use:   "evaluate --model REF",
@@ -325,6 +326,7 @@ in either case.`,
 		Example: `  temper evaluate --model model.onnx --suite standard --epsilon 0.3 --samples 1000 -o json
   temper evaluate --model oci:out:robust --output oci:out:report
   temper evaluate --model model.onnx --epsilon 0.15 --attacks fgsm,pgd-50x10 --samples 500 -o json
+  temper evaluate --model mine.onnx --mean 0.491,0.482,0.447 --std 0.247,0.243,0.262 --dataset ./cifar --epsilon 0.03
   temper evaluate --model oci:out:robust --policy wong --against oci:out:report-before --report-html report.html
   temper evaluate --model oci:out:robust --suite standard --shard 1/2 --output oci:out:part-1
   temper evaluate --reduce oci:out:part-1 oci:out:part-2 --output oci:out:report`,
@@ -352,6 +354,7 @@ in either case.`,
 			case j.Model == "":
 				return step.BadInput(errors.New("--model is missing: name a reference, a folder or an ONNX file"))
 			}
+			j.Model = normalise.Of(j.Model)
 			if j.Shard != "" {
 				if err := refuse([]string{"against", "report-html", "min-clean-accuracy", "min-robust-accuracy"}, "is of the whole: give it with --reduce"); err != nil {
 					return err
@@ -407,6 +410,7 @@ in either case.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&j.Model, "model", "", "the model: a reference, a folder of an artifact, or an ONNX file")
+	normalise.Flags(flags)
 	flags.StringVar(&j.Dataset, "dataset", "mnist", "mnist, a folder of IDX files, URL#sha256:..., or a reference")
 	flags.StringVar(&j.Threat.Norm, "norm", "linf", "norm of the perturbation: "+strings.Join(attack.Norms(), " or "))
 	step.Float(flags, &j.Threat.Epsilon, "epsilon", 0.3, 0, 1000, "size of the perturbation, in pixels of [0,1]; the policy's where there is one")

@@ -17,6 +17,7 @@ func Command() *cobra.Command {
 		j                  train.Job
 		model, network     string
 		epochs, cleanShare float64
+		normalise          artifact.Normalisation
 	)
 	cmd := &cobra.Command{
 		Use:   "retrain --model REF --output REF",
@@ -27,7 +28,8 @@ digest. With --checkpoint, SIGTERM keeps the state and exits with code 5; the
 same command goes on and gives the same digest.`,
 		Example: `  temper retrain --model oci:out:standard --output oci:out:robust
   temper retrain --model localhost:5000/mnist@sha256:... --recipe paper --epochs 3 --epsilon 0.15 --output localhost:5000/mnist:robust
-  temper retrain --model model.onnx --recipe fast --clean-share 0.3 --output oci:out:robust`,
+  temper retrain --model model.onnx --recipe fast --clean-share 0.3 --output oci:out:robust
+  temper retrain --model mine.onnx --mean 0.1307 --std 0.3081 --dataset ./digits --epsilon 0.1 --output oci:out:robust`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			given := cmd.Flags().Changed
@@ -49,7 +51,7 @@ same command goes on and gives the same digest.`,
 				return step.BadInput(err)
 			}
 			j.Adapt(epochs, cleanShare, given("clean-share"))
-			base, err := artifact.ReadModel(cmd.Context(), model)
+			base, err := artifact.ReadModel(cmd.Context(), normalise.Of(model))
 			if err != nil {
 				return err
 			}
@@ -66,6 +68,7 @@ same command goes on and gives the same digest.`,
 	flags.StringVar(&network, "network", "", "model of the zoo, or a YAML file or the reference of one, that gives recipe, data set and epsilon where their flags do not")
 	flags.StringVar(&j.Dataset, "dataset", "mnist", "mnist, a folder of IDX files or images, URL#sha256:..., or a reference")
 	flags.StringVar(&j.RecipeName, "recipe", "fast", "recipe of the zoo, or the path of a YAML file")
+	normalise.Flags(flags)
 	train.Flags(flags, &j, &epochs, &cleanShare)
 	cmd.MarkFlagRequired("model")
 	cmd.MarkFlagRequired("output")

@@ -296,7 +296,7 @@ func TestCase20HostileImages(t *testing.T) {
 			}
 		}, "no test images: expected"},
 		"a class beside the parts": {func(t *testing.T, dir string) { putImage(t, filepath.Join(dir, "bird/1.png"), tile(1, 1, false)) }, "folder bird beside test, train"},
-		"IDX files too":            {func(t *testing.T, dir string) { putFile(t, filepath.Join(dir, "test-images-idx3-ubyte"), nil) }, "both "},
+		"IDX files too":            {func(t *testing.T, dir string) { putFile(t, filepath.Join(dir, "test-images-idx3-ubyte"), nil) }, "no magic number"},
 		"a class name that a terminal obeys": {func(t *testing.T, dir string) {
 			putImage(t, filepath.Join(dir, "train/\x1b[2J/1.png"), tile(1, 1, false))
 		}, "printable"},
@@ -408,6 +408,7 @@ func TestCase20HostileCIFAR(t *testing.T) {
 		"trailing":             {"data_batch_1.bin", make([]byte, 3074), "data_batch_1.bin: 3074 bytes"},
 		"label":                {cifarTest, append([]byte{10}, make([]byte, 3072)...), "image 0 has label 10: CIFAR-10 has 0 to 9"},
 		"images in both parts": {cifarTest, slices.Concat([]byte{0}, make([]byte, 1024), bytes.Repeat([]byte{100}, 1024), bytes.Repeat([]byte{200}, 1024)), "must be disjoint"},
+		"IDX files too":        {"t10k-labels-idx1-ubyte", nil, "both CIFAR-10's files and IDX files: keep one"},
 		"names":                {cifarMeta, []byte("a\nb\n"), "2 classes: CIFAR-10 has 10"},
 	} {
 		dir := cifar(t)

@@ -247,7 +247,8 @@ const (
 	imageForm = "folders of images"
 )
 
-// formsOf tells what a folder holds, and which folders.
+// formsOf tells what a folder holds, and which folders. Beside data files,
+// folders are of no interest.
 func formsOf(dir fs.FS) (forms, folders []string, err error) {
 	entries, err := fs.ReadDir(dir, ".")
 	if err != nil {
@@ -263,12 +264,14 @@ func formsOf(dir fs.FS) (forms, folders []string, err error) {
 		case batch || e.Name() == cifarTest:
 			form = cifarForm
 		case e.IsDir():
-			form = imageForm
 			folders = append(folders, e.Name())
 		}
 		if form != "" && !slices.Contains(forms, form) {
 			forms = append(forms, form)
 		}
+	}
+	if len(forms) == 0 && len(folders) > 0 {
+		forms = []string{imageForm}
 	}
 	return forms, folders, nil
 }

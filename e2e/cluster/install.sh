@@ -22,6 +22,27 @@ EOF
   ready registry
 }
 
+# volumes for claims: kind's own node image has something that makes them.
+volumes() {
+  local n
+  for n in {1..12}; do
+    docker exec "$node" mkdir -p -m 777 "/var/local/volume-$n"
+    cat <<EOF
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: volume-$n}
+spec:
+  storageClassName: standard
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteOnce]
+  persistentVolumeReclaimPolicy: Retain
+  local: {path: /var/local/volume-$n}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/os, operator: In, values: [linux]}]}]}}
+EOF
+  done | apply
+}
+
 argo() {
   local version manifests=$cache/work/argo-manifests
   version=$(version argo github.com/argoproj/argo-workflows/v3)
@@ -66,10 +87,10 @@ tekton() {
     # Images by the names that ../images gives them; every version "devel" is a
     # release's to fill in.
     join "$P"/2*.yaml "$P"/500-webhooks.yaml "$P"/clusterrole-*.yaml "$P"/config-*.yaml "$P"/{controller,events,webhook}.yaml "$P"/resolvers/*.yaml |
-      sed -E "s#ko://github.com/tektoncd/pipeline/cmd/([a-z]+)#localhost/tekton/\1:$pipeline#; s#(release|version): \"?devel\"?#\1: \"$pipeline\"#" | apply
+      sed -E "s#ko://github.com/tektoncd/pipeline/cmd/([a-z]+)#localhost/tekton/\1:$pipeline#g; s#(release|version): \"?devel\"?#\1: \"$pipeline\"#" | apply
     ready tekton-pipelines
     join "$T"/2*.yaml "$T"/500*.yaml "$T"/clusterrole-*.yaml "$T"/config-*.yaml "$T"/controller*.yaml "$T"/webhook*.yaml "$T"/interceptors/*.yaml |
-      sed -E "s#ko://github.com/tektoncd/triggers/cmd/([a-z]+)#localhost/triggers/\1:$triggers#; s#(release|version): \"?devel\"?#\1: \"$triggers\"#" | apply
+      sed -E "s#ko://github.com/tektoncd/triggers/cmd/([a-z]+)#localhost/triggers/\1:$triggers#g; s#(release|version): \"?devel\"?#\1: \"$triggers\"#" | apply
   fi
   ready tekton-pipelines
   ready tekton-pipelines-resolvers
@@ -78,6 +99,7 @@ tekton() {
   wait_for 120 sh -c 'kubectl get clusterinterceptor cel github -o jsonpath="{range .items[*]}{.spec.clientConfig.caBundle}{\"\n\"}{end}" | awk "NF{n++} END{exit n!=2}"'
 }
 
+if [ "$source" = modules ]; then volumes; fi
 timed "the registry" registry
 timed "Argo Workflows" argo
 timed "Tekton" tekton

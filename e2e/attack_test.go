@@ -1,0 +1,120 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/e2e-framework/pkg/envconf"
+	"sigs.k8s.io/e2e-framework/pkg/features"
+
+	"github.com/temper-ml/temper/runners/step/artifact"
+)
+
+// A model that nothing protects is attacked through its Service: the sentinel
+// sees it and starts the defence, which puts a robust model in its place.
+func TestAttackIsAnswered(t *testing.T) {
+	ns := "attacked-" + unique()
+	repository := registryInside + "/" + ns
+	var weak, adversarial string
+	var clean, attacked float64
+	testenv.Test(t, features.New("an attack on the model in service").
+		Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
+			promoted(t)
+			definition := define(t, ns)
+			if err := install(ns, fmt.Sprintf(`configMapGenerator:
+- name: serving
+  behavior: merge
+  literals: [TEMPER_CHANNEL=%s:production, TEMPER_POLICY=%s]
+patches:
+- target: {kind: Deployment}
+  patch: '[{op: replace, path: /spec/replicas, value: 0}]'
+`, repository, definition)); err != nil {
+				t.Fatal(err)
+			}
+			// The policy asks for nothing, so the first network is promoted as it is.
+			w := finished(t, ns, submit(t, ns, "robustify", "definition="+definition, "repository="+repository, "model="+base(t), "epsilons=[]"))
+			weak = w.result("digest")
+			must(t, "", "kubectl", "scale", "-n", ns, "--replicas=1", "deployment/serve", "deployment/sentinel")
+			must(t, "", "kubectl", "rollout", "status", "-n", ns, "--timeout=5m", "deployment/serve", "deployment/sentinel")
+			return ctx
+		}).
+		Assess("Given a defenceless model in service, right about clean images", do(func(t *testing.T) {
+			waitForModel(t, ns, weak)
+			if clean = accuracy(t, ns, "mnist", 400); clean < 0.95 {
+				t.Errorf("accuracy on clean images is %.3f", clean)
+			}
+		})).
+		Assess("When it is attacked with FGSM through its Service, its answers are wrong", do(func(t *testing.T) {
+			adversarial = examples(t)
+			if attacked = accuracy(t, ns, adversarial, 400); attacked > clean/2 {
+				t.Errorf("accuracy under attack is %.3f, clean %.3f: no attack", attacked, clean)
+			}
+		})).
+		Assess("Then the sentinel starts defend, which promotes another model", do(func(t *testing.T) {
+			var name string
+			poll(t, "a workflow of defend", func() (bool, error) {
+				names, err := run("", "kubectl", "get", "workflows", "-n", ns, "-o", "jsonpath={.items[*].metadata.name}")
+				for _, n := range strings.Fields(names) {
+					if strings.HasPrefix(n, "defend-") {
+						name = n
+						return true, nil
+					}
+				}
+				accuracy(t, ns, adversarial, 50) // the attacker goes on
+				return false, err
+			})
+			w := finished(t, ns, name)
+			if w.result("verdict") != "promoted" || w.result("digest") == weak {
+				t.Fatalf("%s: verdict %q, digest %s", name, w.result("verdict"), w.result("digest"))
+			}
+			waitForModel(t, ns, w.result("digest"))
+		})).
+		Assess("And the same attack finds the answers right", do(func(t *testing.T) {
+			recovered := accuracy(t, ns, adversarial, 400)
+			t.Logf("accuracy: clean %.3f, attacked %.3f, recovered %.3f", clean, attacked, recovered)
+			if recovered < 0.85 {
+				t.Errorf("accuracy under the attack is still %.3f", recovered)
+			}
+		})).
+		Teardown(remove(ns)).
+		Feature())
+}
+
+// define pushes a definition whose policy asks for no robustness, and returns
+// its reference in the cluster.
+func define(t *testing.T, repository string) string {
+	t.Helper()
+	data, err := os.ReadFile("../models/zoo/wong.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "wong.yaml")
+	lenient := strings.NewReplacer("min_robust_accuracy: 0.85", "min_robust_accuracy: 0", "attacks: [fgsm, pgd-20]", "attacks: [fgsm]").Replace(string(data))
+	if err := os.WriteFile(path, []byte(lenient), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ref, _, err := artifact.PushDefinition(t.Context(), registryOutside+"/"+repository+":definition", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Replace(ref, registryOutside, registryInside, 1)
+}
+
+// examples are the adversarial examples that robustify made of its first
+// network with the largest perturbation.
+func examples(t *testing.T) string {
+	t.Helper()
+	for _, n := range promoted(t).pods("attack") {
+		if strings.Contains(n.DisplayName, "0.3") {
+			return n.Outputs.get("reference")
+		}
+	}
+	t.Fatal("robustify attacked with no epsilon of 0.3")
+	return ""
+}

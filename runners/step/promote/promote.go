@@ -16,6 +16,7 @@ import (
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
 	"github.com/temper-ml/temper/runners/step/keygen"
+	"github.com/temper-ml/temper/runners/step/serve"
 	trust "github.com/temper-ml/temper/runners/step/verify"
 	"github.com/temper-ml/temper/signing"
 	"github.com/temper-ml/temper/signing/channel"
@@ -25,13 +26,14 @@ import (
 
 // Verdicts of a promotion.
 const (
-	Promoted = "promoted"
-	Rejected = "rejected"
+	Promoted   = "promoted"
+	Rejected   = "rejected"
+	RolledBack = "rolled-back" // the endpoints did not answer as they should
 )
 
 // Result is what the step prints.
 type Result struct {
-	Verdict   string        `json:"verdict"`             // promoted or rejected
+	Verdict   string        `json:"verdict"`             // promoted, rejected or rolled-back
 	Channel   string        `json:"channel"`             // reference
 	Sequence  int           `json:"sequence,omitempty"`  // of the record
 	Record    string        `json:"record,omitempty"`    // digest of the record
@@ -39,6 +41,8 @@ type Result struct {
 	Digest    string        `json:"digest,omitempty"`    // of the model now in service
 	Previous  string        `json:"previous,omitempty"`  // digest of the model that was in service before
 	Reasons   []gate.Reason `json:"reasons,omitempty"`
+	Live      *Live         `json:"live,omitempty"`    // what the endpoints answered
+	Because   string        `json:"because,omitempty"` // why it was rolled back
 }
 
 // Job is one promotion.
@@ -48,6 +52,7 @@ type Job struct {
 	Trust          trust.Trust
 	Rollback       bool
 	Reason         string
+	Watch          Watch // afterwards; without endpoints nothing is watched
 }
 
 // Run verifies, compares with the model in service, promotes and says what is
@@ -126,6 +131,13 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 		}
 		return s.Print("", result)
 	}
+	var live *examples
+	if len(j.Watch.Endpoints) > 0 { // what could go wrong here must do so before the channel moves
+		if live, err = j.Watch.prepare(ctx, s, candidate, report, model); err != nil {
+			return err
+		}
+	}
+	before := head
 	head, err = channel.Promote(ctx, promotion)
 	var conflict *channel.Conflict
 	switch {
@@ -134,11 +146,25 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	case err != nil:
 		return fmt.Errorf("promote: %w", err)
 	}
-	result.Verdict, result.Sequence, result.Record = Promoted, head.Sequence, head.Digest
-	result.Reference, result.Digest = head.Reference, head.Model
+	result.Verdict = Promoted
 	s.Log.Info("promoted", "channel", j.Channel, "sequence", head.Sequence, "model", head.Reference)
+	if live != nil {
+		var bad error
+		if result.Live, bad = j.Watch.look(ctx, s, head, live); bad != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			s.Log.Error("the endpoints do not answer as the signed report says", "error", bad.Error())
+			if head, err = j.back(ctx, s, promotion, before, head, bad); err != nil {
+				return err
+			}
+			result.Verdict, result.Because = RolledBack, bad.Error()
+		}
+	}
+	result.Sequence, result.Record = head.Sequence, head.Digest
+	result.Reference, result.Digest = head.Reference, head.Model
 	err = s.Results(map[string]string{
-		"verdict": Promoted, "reference": head.Reference, "digest": head.Model,
+		"verdict": result.Verdict, "reference": head.Reference, "digest": head.Model,
 		"record": head.Digest, "sequence": strconv.Itoa(head.Sequence), "previous": result.Previous,
 	})
 	if err != nil {
@@ -179,14 +205,23 @@ signed records in the repository of its models, which servers follow.
 A model that the gate rejects leaves the channel as it is; the verdict is then
 "rejected" and the exit code 0. A model that was in service before needs
 --rollback. Prints the reference of the model now in service; promoting it again
-changes nothing.`,
+changes nothing.
+
+With --endpoint the step goes on until every endpoint serves the new model, then
+attacks it there, and goes back to the model before where the answers are worse
+than the signed report says; the verdict is then "rolled-back". Name each
+replica, or a service in front of them.`,
 		Example: `  temper promote --channel oci:out:production --model oci:out:model --key cosign.key --policy wong
   temper promote --channel localhost:5000/mnist:production --model localhost:5000/mnist@sha256:... --key k8s://temper/signing-key --trust cosign.pub --policy wong
+  temper promote --channel localhost:5000/mnist:production --model localhost:5000/mnist:2 --key cosign.key --policy wong --endpoint http://serve:8080
   temper promote --channel oci:out:production --model oci:out@sha256:... --key cosign.key --policy wong --rollback --reason "incident 12"`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !strings.Contains(j.Channel, ":") {
 				return step.BadInput(fmt.Errorf("channel %q: write REPOSITORY:CHANNEL, such as oci:out:production", j.Channel))
+			}
+			if j.Watch.Name == "" {
+				j.Watch.Name = serve.DefaultName(j.Channel)
 			}
 			return j.Run(cmd.Context(), step.From(cmd))
 		},
@@ -199,6 +234,7 @@ changes nothing.`,
 	flags.Lookup("trust").Usage += " (default: that of --key)"
 	flags.BoolVar(&j.Rollback, "rollback", false, "go back to a model that was in service before, or to a weaker one")
 	flags.StringVar(&j.Reason, "reason", "", "why, for the record")
+	j.Watch.flags(flags)
 	for _, name := range []string{"channel", "model", "key", "policy"} {
 		cmd.MarkFlagRequired(name)
 	}

@@ -90,7 +90,7 @@ func (f *flags) run(cmd *cobra.Command) error {
 		f.mirror = ""
 	}
 	if f.name == "" {
-		f.name = defaultName(f.channel + f.model)
+		f.name = DefaultName(f.channel + f.model)
 	}
 	traces, sendTraces, err := traceProvider(ctx, f.name)
 	if err != nil {
@@ -167,9 +167,10 @@ func exitError(err error) error {
 	return step.BadInput(err)
 }
 
-// defaultName is the last part of a reference's repository: mnist for
-// localhost:5000/models/mnist:production, and for oci:out/mnist:production.
-func defaultName(ref string) string {
+// DefaultName is a model's name in URLs where none is given: the last part of a
+// reference's repository, such as mnist for localhost:5000/models/mnist:production
+// and for oci:out/mnist:production.
+func DefaultName(ref string) string {
 	ref, _, _ = strings.Cut(ref, "@")
 	name := filepath.ToSlash(strings.TrimPrefix(ref, "oci:"))
 	name = name[strings.LastIndexByte(name, '/')+1:]

@@ -384,7 +384,7 @@ func TestDefaultName(t *testing.T) {
 		"oci:a/b@sha256:0":                       "b",
 		"":                                       "",
 	} {
-		if got := defaultName(ref); got != want {
+		if got := DefaultName(ref); got != want {
 			t.Errorf("%s: %q, want %q", ref, got, want)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/temper-ml/temper/runners/step/bench"
 	"github.com/temper-ml/temper/runners/step/check"
 	"github.com/temper-ml/temper/runners/step/choose"
+	"github.com/temper-ml/temper/runners/step/bundle"
 	"github.com/temper-ml/temper/runners/step/demo"
 	"github.com/temper-ml/temper/runners/step/evaluate"
 	"github.com/temper-ml/temper/runners/step/fetch"
@@ -54,7 +55,7 @@ Each command reads artifacts from an OCI registry or an OCI layout folder
 	root.AddCommand(
 		demo.Command(),
 		fetch.Command(), check.Command(), train.Command(), attack.Command(), evaluate.Command(), retrain.Command(), sweep.Command(), choose.Command(),
-		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(), revoke.Command(),
+		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(), revoke.Command(), bundle.Command(),
 		submit.Command(), summary.Command(), serve.Command(), sentinel.Command(), registry.Command(), bench.Command(), images.Command(),
 	)
 	return root

@@ -56,7 +56,7 @@ func TestEveryShippedFileLoads(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if want := []string{"best", "default", "fast", "n-fgsm", "paper", "paper-standard", "standard"}; !slices.Equal(RecipeNames(), want) {
+	if want := []string{"best", "certified", "default", "fast", "n-fgsm", "paper", "paper-standard", "standard"}; !slices.Equal(RecipeNames(), want) {
 		t.Errorf("recipes %v, want %v", RecipeNames(), want)
 	}
 	if want := []string{"madry", "paper", "trades", "wong"}; !slices.Equal(Names(), want) {
@@ -105,7 +105,7 @@ func TestUnknownNamesListWhatExists(t *testing.T) {
 		want string
 	}{
 		{loadErr, `unknown model "wnog": have madry, paper, trades, wong (did you mean "wong"?)`},
-		{recipeErr, `unknown recipe "fasst": have best, default, fast, n-fgsm, paper, paper-standard, standard (did you mean "fast"?)`},
+		{recipeErr, `unknown recipe "fasst": have best, certified, default, fast, n-fgsm, paper, paper-standard, standard (did you mean "fast"?)`},
 		{networkErr, `unknown network "tradse": have madry, paper, trades, wong (did you mean "trades"?)`},
 		{edit("retrain: fast", "retrain: fsat"), `recipe.retrain: line 15: unknown recipe "fsat"`},
 		{edit("retrain: fast", "retrain: ../fast.yaml"), `unknown recipe`},

@@ -7,11 +7,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"golang.org/x/net/publicsuffix"
 )
 
 // Bounds on requests to a registry.
@@ -67,6 +70,12 @@ func (t *boundedTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 		}
 		return nil, err
 	}
+	if err := checkRealm(req, resp); err != nil {
+		watch.Stop()
+		resp.Body.Close()
+		cancel(nil)
+		return nil, err
+	}
 	watch.Reset(stallTimeout)
 	body := &watched{ReadCloser: resp.Body, ctx: ctx, watch: watch, done: func() { watch.Stop(); cancel(nil) }}
 	if !forBlob(req) {
@@ -74,6 +83,43 @@ func (t *boundedTransport) RoundTrip(req *http.Request) (*http.Response, error) 
 	}
 	resp.Body = body
 	return resp, nil
+}
+
+var realmPattern = regexp.MustCompile(`(?i)\brealm="?([^",\s]+)`)
+
+// checkRealm refuses a registry that wants its credentials sent somewhere else:
+// the client would send them. A realm is on the registry's own host, or below
+// the same registered domain, as auth.docker.io is for index.docker.io.
+func checkRealm(req *http.Request, resp *http.Response) error {
+	if resp.StatusCode != http.StatusUnauthorized {
+		return nil
+	}
+	for _, challenge := range resp.Header.Values("Www-Authenticate") {
+		for _, m := range realmPattern.FindAllStringSubmatch(challenge, -1) {
+			realm, err := url.Parse(m[1])
+			if err != nil || realm.Host == "" && strings.Contains(strings.ToLower(challenge), "bearer") {
+				return &Refused{Reference: req.URL.Host, Err: fmt.Errorf("it asks for a token from %.100q", m[1])}
+			}
+			if realm.Host != "" && !related(req.URL, realm) {
+				return &Refused{Reference: req.URL.Host, Err: fmt.Errorf("it wants credentials to be sent to %.100s: name the registry by its own host", realm.Host)}
+			}
+		}
+	}
+	return nil
+}
+
+// related tells whether two URLs are of one host, or of one registered domain
+// and both safe from readers on the way.
+func related(a, b *url.URL) bool {
+	if a.Host == b.Host && a.Scheme == b.Scheme {
+		return true
+	}
+	one, err := publicsuffix.EffectiveTLDPlusOne(a.Hostname())
+	if err != nil || net.ParseIP(a.Hostname()) != nil || net.ParseIP(b.Hostname()) != nil {
+		return false
+	}
+	other, err := publicsuffix.EffectiveTLDPlusOne(b.Hostname())
+	return err == nil && one == other && a.Scheme == "https" && b.Scheme == "https"
 }
 
 // blobURL matches the path of a blob: a repository may itself be called x/blobs/y.

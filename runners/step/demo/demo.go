@@ -784,14 +784,13 @@ func (d *demo) defend(first *model) (*model, error) {
 
 // retrainRecipe writes the zoo model's retraining recipe where the step can
 // read it. With fewer epochs a constant learning rate becomes one that rises
-// and falls with the same area, its peak at most that of the first training, so
-// that the weights get as far and settle: at 1e-4 the paper's defence needs all
-// of its 20 epochs.
+// and falls, with half again the area, its mean at most the rate of the first
+// training: at 1e-4 the paper's defence needs all of its 20 epochs (docs/training.md).
 func (d *demo) retrainRecipe() (string, error) {
 	r := d.zoo.Retrain
 	if whole := r.Epochs(); d.epochs > 0 && d.epochs < whole && r.Schedule.Kind == "constant" {
 		rate := &r.Optimiser.LearningRate
-		*rate = max(*rate, min(2**rate*whole/d.epochs, d.zoo.Train.Optimiser.LearningRate))
+		*rate = max(*rate, min(3**rate*whole/d.epochs, 2*d.zoo.Train.Optimiser.LearningRate))
 		r.Schedule.Kind = "triangular"
 	}
 	data, err := yaml.Marshal(r)

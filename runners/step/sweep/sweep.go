@@ -24,6 +24,7 @@ import (
 	"github.com/temper-ml/temper/models/nn/graph"
 	"github.com/temper-ml/temper/models/report"
 	models "github.com/temper-ml/temper/models/train"
+	"github.com/temper-ml/temper/models/unknown"
 	"github.com/temper-ml/temper/models/zoo"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
@@ -49,6 +50,7 @@ type Job struct {
 	Epochs      float64  // 0 for each recipe's own
 	Threat      attack.Threat
 	Attacks     []string
+	Suite       string // ensemble of attacks, "" for none
 	Samples     int
 	Checkpoints string // a folder, "" for none
 	Page        string // file for the HTML page, "" for none
@@ -151,6 +153,14 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	all, err := j.candidates()
 	if err != nil {
 		return step.BadInput(err)
+	}
+	if j.Suite != "" && !slices.Contains(evaluate.Suites(), j.Suite) {
+		return step.BadInput(unknown.Name("suite", j.Suite, evaluate.Suites()))
+	}
+	for _, spec := range j.Attacks {
+		if _, err := attack.Parse(spec, j.Threat); err != nil {
+			return step.BadInput(err)
+		}
 	}
 	if err := artifact.Reachable(ctx, j.Output+":"+all[0].Name); err != nil {
 		return err
@@ -255,7 +265,7 @@ func (j *Job) measure(ctx context.Context, c *Candidate, validation *dataset.Set
 	if err != nil {
 		return err
 	}
-	r, err := evaluate.Run(ctx, target, validation, evaluate.Options{Threat: j.Threat, Attacks: j.Attacks, Samples: samples, Seed: 1, ModelDigest: m.Digest})
+	r, err := evaluate.Run(ctx, target, validation, evaluate.Options{Threat: j.Threat, Attacks: j.Attacks, Suite: j.Suite, Samples: samples, Seed: 1, ModelDigest: m.Digest})
 	if err != nil {
 		return step.BadInput(err)
 	}
@@ -341,6 +351,9 @@ command goes on.`,
 			if j.Dataset == "" {
 				j.Dataset = "mnist"
 			}
+			if j.Suite != "" && !given("attacks") {
+				j.Attacks = nil
+			}
 			return j.Run(cmd.Context(), step.From(cmd))
 		},
 	}
@@ -352,7 +365,8 @@ command goes on.`,
 	flags.StringSliceVar(&j.Seeds, "seeds", []string{"1"}, "seeds, separated by commas")
 	step.Float(flags, &j.Epochs, "epochs", 0, 0, train.MaxEpochs, "stretch or shrink the recipes to this many epochs; 0 keeps their own")
 	step.Float(flags, &j.Threat.Epsilon, "epsilon", 0.3, 0, 1, "size of the attacker's perturbation, in pixels of [0,1] (the network's where there is one)")
-	flags.StringSliceVar(&j.Attacks, "attacks", []string{"pgd-20", "apgd-ce"}, "attacks, separated by commas")
+	flags.StringSliceVar(&j.Attacks, "attacks", []string{"pgd-20", "apgd-ce"}, "attacks, separated by commas; none beside a --suite")
+	flags.StringVar(&j.Suite, "suite", "", "ensemble of attacks: "+strings.Join(evaluate.Suites(), " or "))
 	step.Int(flags, &j.Samples, "samples", 1000, 1, 1_000_000, "how many validation images, at most")
 	flags.StringVar(&j.Checkpoints, "checkpoints", "", "folder that keeps the trainings' states, and that they go on from")
 	flags.StringVar(&j.Page, "report-html", "", "file for the plot as an HTML page")

@@ -145,7 +145,7 @@ func TestSweepOfRecipes(t *testing.T) {
 	}
 
 	// From a model, as text.
-	code, stdout, stderr = run(t, "--model", r.Candidates[1].Reference, "--dataset", "data", "--recipes", "pgd.yaml", "--epsilon", "0.15", "--output", "oci:out")
+	code, stdout, stderr = run(t, "--model", r.Candidates[1].Reference, "--dataset", "data", "--recipes", "pgd.yaml", "--epsilon", "0.15", "--suite", "standard", "--samples", "40", "--output", "oci:out")
 	if code != 0 || !strings.HasPrefix(stdout, "oci:out@sha256:") {
 		t.Errorf("exit code %d, printed %q: %s", code, stdout, stderr)
 	}
@@ -155,6 +155,8 @@ func TestSweepRefusesBeforeTraining(t *testing.T) {
 	folder(t)
 	for want, args := range map[string]string{
 		"give either a NETWORK":         "--output oci:out",
+		"unknown attack":                "tiny.yaml --recipes pgd.yaml --attacks fgms --output oci:out",
+		"unknown suite":                 "tiny.yaml --recipes pgd.yaml --suite standart --output oci:out",
 		"unknown recipe":                "tiny.yaml --recipes fats --output oci:out",
 		"every phase is standard":       "tiny.yaml --recipes pgd.yaml,clean.yaml --clean-shares 0.5 --output oci:out",
 		"clean share \\\"NaN\\\"":       "tiny.yaml --recipes pgd.yaml --clean-shares NaN --output oci:out",

@@ -169,6 +169,8 @@ func (b *Build) Robustness(base, recipe string, seed uint64) (*statement.Robustn
 		Recipe:          recipe,
 		Seed:            seed,
 		Threat:          statement.Threat{Norm: report.Threat.Norm, Epsilon: report.Threat.Epsilon},
+		Preprocessing:   report.Preprocessing,
+		Suite:           report.Suite,
 		Samples:         report.Samples,
 		Confidence:      report.Confidence,
 		Clean:           statement.Accuracy{Correct: report.CleanCorrect, Accuracy: report.CleanAccuracy, LowerBound: report.CleanAccuracyLowerBound},
@@ -180,6 +182,9 @@ func (b *Build) Robustness(base, recipe string, seed uint64) (*statement.Robustn
 			name += " made on " + a.MadeOn
 		}
 		r.Attacks = append(r.Attacks, statement.Attack{Name: name, Accuracy: statement.Accuracy{Correct: a.Correct, Accuracy: a.Accuracy, LowerBound: a.AccuracyLowerBound}})
+	}
+	for _, c := range report.Checks {
+		r.Checks = append(r.Checks, statement.Check{Name: c.Name, Pass: c.Pass, Rule: c.Rule, Figures: c.Figures})
 	}
 	return r, r.Validate()
 }

@@ -201,14 +201,16 @@ func (t Thresholds) Judge(c Check) Check {
 	return c
 }
 
-// String is the check with its figures, for people.
-func (c Check) String() string {
+func (c Check) String() string { return c.Name + ": " + c.Text() }
+
+// Text is the rule with the check's figures, for people.
+func (c Check) Text() string {
 	var figures []string
 	for name, v := range c.Figures {
 		figures = append(figures, fmt.Sprintf("%s %.4g", name, v))
 	}
 	slices.Sort(figures)
-	return fmt.Sprintf("%s: %s (%s)", c.Name, c.Rule, strings.Join(figures, ", "))
+	return fmt.Sprintf("%s (%s)", c.Rule, strings.Join(figures, ", "))
 }
 
 func (c Check) validate() error {

@@ -191,10 +191,10 @@ func (p Policy) check(r *evaluate.Report, v *Verdict) {
 		return
 	}
 	for _, name := range p.Checks.CheckNames() {
-		reason := Reason{Rule: "checks." + name, Threshold: 1, Text: name + ": the report has no such check"}
+		reason := Reason{Rule: "checks." + name, Threshold: 1, Text: "the report has no such check"}
 		if i := slices.IndexFunc(r.Checks, func(c evaluate.Check) bool { return c.Name == name }); i >= 0 {
 			c := p.Checks.Judge(r.Checks[i])
-			reason.Pass, reason.Text = c.Pass, c.String()
+			reason.Pass, reason.Text = c.Pass, c.Text()
 		}
 		if reason.Pass {
 			reason.Figure = 1

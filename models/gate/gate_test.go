@@ -214,3 +214,140 @@ func FuzzDecide(f *testing.F) {
 		}
 	})
 }
+
+// checked is a report of the standard suite whose checks all pass.
+func checked() *evaluate.Report {
+	r := report(10000, 9900, 9300)
+	r.Suite = "standard"
+	for name, figures := range map[string]map[string]float64{
+		"threat_model":                  {"stated": 1},
+		"iterative_is_stronger":         {"fgsm": 0.95, "pgd-20": 0.93},
+		"monotone_in_epsilon":           {"rise": 0, "epsilons": 8},
+		"unbounded_attack_wins":         {"half": 0.02, "whole": 0, "chance": 0.1},
+		"converged":                     {"drop": 0.002},
+		"noise_is_weaker":               {"noise": 0.97, "pgd-20": 0.93, "clean": 0.99},
+		"gradient_free_is_weaker":       {"drop": 0.001, "escalated_drop": 0.5, "escalated_samples": 40},
+		"not_the_training_attack_alone": {"kinds": 3},
+		"deterministic":                 {"difference": 0},
+		"logits":                        {"probabilities": 0},
+		"gradients":                     {"zero": 0},
+		"classes":                       {"classes": 10},
+		"samples":                       {"samples": 10000},
+		"disjoint":                      {"overlap": 0},
+		"labels":                        {"confused_classes": 0},
+	} {
+		r.Checks = append(r.Checks, evaluate.Check{Name: name, Pass: true, Figures: figures})
+	}
+	return r
+}
+
+// The gate judges a report's checks itself, by the policy's thresholds, and
+// refuses on any that fails or is absent.
+func TestCase46Case47Case48Case49Case50ChecksDecide(t *testing.T) {
+	p := policy
+	p.Suite = "standard"
+	limits := evaluate.DefaultThresholds()
+	p.Checks = &limits
+	if v, err := Decide(p, checked(), nil); err != nil || !v.Pass {
+		t.Fatalf("all checks pass: %v, %v", v, err)
+	}
+	spoil := func(name, figure string, value float64) *evaluate.Report {
+		r := checked()
+		for _, c := range r.Checks {
+			if c.Name == name {
+				c.Figures[figure] = value
+				return r
+			}
+		}
+		t.Fatalf("no check %s", name)
+		return nil
+	}
+	for what, c := range map[string]struct {
+		r    *evaluate.Report
+		rule string
+	}{
+		"threat model not stated":         {spoil("threat_model", "stated", 0), "threat_model"},
+		"one step is stronger":            {spoil("iterative_is_stronger", "fgsm", 0.9), "iterative_is_stronger"},
+		"accuracy rises":                  {spoil("monotone_in_epsilon", "rise", 0.02), "monotone_in_epsilon"},
+		"few epsilons":                    {spoil("monotone_in_epsilon", "epsilons", 7), "monotone_in_epsilon"},
+		"grey is recognised (Case49)":     {spoil("unbounded_attack_wins", "half", 0.2), "unbounded_attack_wins"},
+		"anything is right (Case49)":      {spoil("unbounded_attack_wins", "whole", 0.05), "unbounded_attack_wins"},
+		"not converged":                   {spoil("converged", "drop", 0.01), "converged"},
+		"noise is stronger":               {spoil("noise_is_weaker", "noise", 0.9), "noise_is_weaker"},
+		"noise is as strong":              {spoil("noise_is_weaker", "noise", 0.93), "noise_is_weaker"},
+		"Square is stronger (Case47)":     {spoil("gradient_free_is_weaker", "drop", 0.2), "gradient_free_is_weaker"},
+		"one kind of attack":              {spoil("not_the_training_attack_alone", "kinds", 1), "not_the_training_attack_alone"},
+		"random answers (Case48)":         {spoil("deterministic", "difference", 0.01), "deterministic"},
+		"probabilities (Case48)":          {spoil("logits", "probabilities", 1), "logits"},
+		"no gradients (Case47)":           {spoil("gradients", "zero", 0.5), "gradients"},
+		"three classes":                   {spoil("classes", "classes", 3), "classes"},
+		"ten samples (Case50)":            {spoil("samples", "samples", 10), "samples"},
+		"train and test overlap (Case50)": {spoil("disjoint", "overlap", 0.1), "disjoint"},
+		"permuted labels (Case50)":        {spoil("labels", "confused_classes", 10), "labels"},
+		"a figure that is no number":      {spoil("converged", "drop", math.NaN()), ""},
+	} {
+		v, err := Decide(p, c.r, nil)
+		if c.rule == "" {
+			if err == nil {
+				t.Errorf("%s: %v", what, v)
+			}
+			continue
+		}
+		if err != nil || v.Pass {
+			t.Errorf("%s: %v, %v", what, v, err)
+		}
+		for _, r := range v.Reasons {
+			if r.Pass == (r.Rule == "checks."+c.rule) {
+				t.Errorf("%s: %v", what, r)
+			}
+		}
+	}
+	for i, c := range checked().Checks { // each of them absent, though it says that it passes
+		r := checked()
+		r.Checks = append(r.Checks[:i:i], r.Checks[i+1:]...)
+		if v, err := Decide(p, r, nil); err != nil || v.Pass {
+			t.Errorf("without %s: %v, %v", c.Name, v, err)
+		}
+		r = checked()
+		clear(r.Checks[i].Figures)
+		if v, err := Decide(p, r, nil); err != nil || v.Pass {
+			t.Errorf("%s without figures: %v, %v", c.Name, v, err)
+		}
+	}
+	r := checked()
+	r.Suite = ""
+	if v, err := Decide(p, r, nil); err == nil || v.Pass {
+		t.Errorf("without the suite: %v, %v", v, err)
+	}
+	limits.Transfer = true
+	if v, err := Decide(p, checked(), nil); err != nil || v.Pass {
+		t.Errorf("without the transfer that the policy asks for: %v, %v", v, err)
+	}
+	limits.MaxRise = math.NaN()
+	if err := p.Validate(); err == nil {
+		t.Error("a threshold that is no number is accepted")
+	}
+	p.Checks, p.Suite = &evaluate.Thresholds{MinSamples: 1}, ""
+	if err := p.Validate(); err == nil || !strings.Contains(err.Error(), "need a suite") {
+		t.Errorf("checks without a suite: %v", err)
+	}
+}
+
+// Decisions are on lower bounds, for clean and robust accuracy, and against the
+// model in service.
+func TestCase51DecisionsOnLowerBounds(t *testing.T) {
+	for what, c := range map[string]struct {
+		candidate, inService *evaluate.Report
+		pass                 bool
+	}{
+		"robust accuracy above the floor, its bound not": {report(1000, 995, 905), nil, false},
+		"the same share of ten times the samples":        {report(10000, 9950, 9060), nil, true},
+		"clean accuracy above the floor, its bound not":  {report(1000, 975, 950), nil, false},
+		"weaker than in service":                         {report(10000, 9950, 9200), report(10000, 9950, 9600), false},
+		"as in service":                                  {report(10000, 9950, 9200), report(10000, 9950, 9210), true},
+	} {
+		if v, err := Decide(policy, c.candidate, c.inService); err != nil || v.Pass != c.pass {
+			t.Errorf("%s: %v, %v", what, v, err)
+		}
+	}
+}

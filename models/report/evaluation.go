@@ -12,8 +12,8 @@ import (
 func Evaluation(r *evaluate.Report, verdict *gate.Verdict) *Page {
 	p := &Page{
 		Title: fmt.Sprintf("%s on %s", r.Network, r.Dataset),
-		Lead: fmt.Sprintf("Accuracy on the first %s test examples, clean and against an attacker who may change every pixel by up to %v. Bounds are one-sided, at %v%% confidence.",
-			count(r.Samples), r.Threat.Epsilon, 100*r.Confidence),
+		Lead: fmt.Sprintf("Accuracy on %s, clean and against an attacker who may change %s %v. Bounds are one-sided, at %v%% confidence.",
+			samples(r, "test examples"), map[bool]string{true: "an image by a distance of up to", false: "every pixel by up to"}[r.Threat.Norm == "l2"], r.Threat.Epsilon, 100*r.Confidence),
 		Figures: []Figure{
 			{Label: "Clean accuracy", Value: Percent(r.CleanAccuracy), Note: "at least " + Percent(r.CleanAccuracyLowerBound)},
 			{Label: "Robust accuracy", Value: Percent(r.RobustAccuracy), Note: "worst case over all attacks, at least " + Percent(r.RobustAccuracyLowerBound)},
@@ -25,6 +25,7 @@ func Evaluation(r *evaluate.Report, verdict *gate.Verdict) *Page {
 			{"Clean", ClassNames(r), r.Confusion.Clean},
 			{"Under attack", ClassNames(r), r.Confusion.Adversarial},
 		},
+		Checks:  r.Checks,
 		Verdict: verdict,
 		Facts:   Provenance(r),
 	}
@@ -44,11 +45,16 @@ func Evaluation(r *evaluate.Report, verdict *gate.Verdict) *Page {
 // Accuracies are the report's figures: clean, each attack, the worst case.
 func Accuracies(model string, r *evaluate.Report) []Accuracy {
 	all := []Accuracy{{model, "none", r.CleanCorrect, r.Samples, r.CleanAccuracy, r.CleanAccuracyLowerBound}}
+	after := false // the suite's first attack
 	for _, a := range r.Attacks {
 		name := a.Name
 		if a.MadeOn != "" {
 			name += ", made on " + short(a.MadeOn)
 		}
+		if after && a.Tried > 0 {
+			name = "then " + name
+		}
+		after = after || a.Tried > 0
 		all = append(all, Accuracy{model, name, a.Correct, r.Samples, a.Accuracy, a.AccuracyLowerBound})
 	}
 	return append(all, Accuracy{model, "worst case", r.RobustCorrect, r.Samples, r.RobustAccuracy, r.RobustAccuracyLowerBound})
@@ -89,9 +95,18 @@ func ClassNames(r *evaluate.Report) []string {
 func Provenance(r *evaluate.Report) []Fact {
 	return []Fact{
 		{"Threat model", fmt.Sprintf("%s, ε = %v, pixels in [0, 1]", r.Threat.Norm, r.Threat.Epsilon)},
-		{"Samples", fmt.Sprintf("first %s of %s", count(r.Samples), r.Dataset)},
+		{"Preprocessing", r.Preprocessing},
+		{"Samples", samples(r, "of "+r.Dataset)},
 		{"Data set", r.DatasetDigest},
 		{"Model", r.ModelDigest},
 		{"Seed", strconv.FormatUint(r.Seed, 10)},
 	}
+}
+
+// samples says which examples were measured.
+func samples(r *evaluate.Report, what string) string {
+	if r.Drawn {
+		return fmt.Sprintf("%s %s drawn by the seed", count(r.Samples), what)
+	}
+	return fmt.Sprintf("the first %s %s", count(r.Samples), what)
 }

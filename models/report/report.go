@@ -36,6 +36,7 @@ type Page struct {
 	Curve      *Curve
 	Examples   []Example
 	Confusions []Confusion
+	Checks     []evaluate.Check
 	Verdict    *gate.Verdict
 	Models     []Model
 	Facts      []Fact // threat model, digests, seed: what the figures rest on

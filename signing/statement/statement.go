@@ -136,12 +136,24 @@ type Robustness struct {
 	Recipe          string `json:"recipe,omitempty"`
 	Seed            uint64 `json:"seed"`
 
-	Threat     Threat   `json:"threat"`
+	Threat        Threat `json:"threat"`
+	Preprocessing string `json:"preprocessing,omitempty"` // of the pixels of [0,1] before the network
+	Suite         string `json:"suite,omitempty"`         // of attacks, each on what the ones before it left
+
 	Samples    int      `json:"samples"`
 	Confidence float64  `json:"confidence"` // of each one-sided lower bound
 	Clean      Accuracy `json:"clean"`
 	Robust     Accuracy `json:"robust"` // right clean and under every attack
 	Attacks    []Attack `json:"attacks"`
+	Checks     []Check  `json:"checks,omitempty"` // whether the figures are to be believed
+}
+
+// Check is one rule that the figures were held to, with what it was judged by.
+type Check struct {
+	Name    string             `json:"name"`
+	Pass    bool               `json:"pass"`
+	Rule    string             `json:"rule"`
+	Figures map[string]float64 `json:"figures"`
 }
 
 // Threat is the ball that attacks stay in.

@@ -23,7 +23,7 @@ type Conv struct {
 // grow returns a slice of n floats, reusing s where it is long enough. New
 // memory is zero.
 func grow(s []float32, n int) []float32 {
-	if len(s) < n {
+	if cap(s) < n {
 		return make([]float32, n)
 	}
 	return s[:n]

@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/e2e-framework/pkg/env"
 	"sigs.k8s.io/e2e-framework/pkg/envconf"
 
+	"github.com/temper-ml/temper/runners/step/images"
 	"github.com/temper-ml/temper/runners/step/serve/inference"
 	"github.com/temper-ml/temper/signing/sign"
 	"github.com/temper-ml/temper/signing/store"
@@ -87,51 +88,10 @@ func setup() error {
 	return install(namespace, "")
 }
 
-// install applies the kustomization for kind to a namespace, with the images
-// that were pushed last, by digest, and with the key pair of these tests. More
-// is what else its kustomization.yaml says.
+// install applies the kustomization for kind to a namespace, with the key pair
+// of these tests. More is what else its kustomization.yaml says.
 func install(namespace, more string) error {
-	dir, err := os.MkdirTemp("", "temper-e2e-*")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	overlay, err := filepath.Abs("../workflows/overlays/kind")
-	if err != nil {
-		return err
-	}
-	places, err := os.ReadFile(filepath.Join(overlay, "images.yaml"))
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "images.yaml"), places, 0o644); err != nil {
-		return err
-	}
-	if overlay, err = filepath.Rel(dir, overlay); err != nil {
-		return err
-	}
-	kustomization := fmt.Sprintf("namespace: %s\nresources: [%s]\nconfigurations: [images.yaml]\nimages:\n", namespace, overlay)
-	runners, err := filepath.Glob("../runners/*/main.go")
-	if err != nil {
-		return err
-	}
-	for _, main := range runners {
-		image := registryInside + "/temper/" + filepath.Base(filepath.Dir(main))
-		ref, err := store.Resolve(context.Background(), outside(image)+":dev")
-		if err != nil {
-			return fmt.Errorf("%w; push the images first: go tool task images", err)
-		}
-		_, digest, _ := strings.Cut(ref, "@")
-		kustomization += fmt.Sprintf("- {name: %q, digest: %q}\n", image, digest)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(kustomization+more), 0o644); err != nil {
-		return err
-	}
-	manifests, err := run("", "kubectl", "kustomize", dir)
-	if err != nil {
-		return err
-	}
-	if err := apply(manifests); err != nil {
+	if err := kustomize("../workflows/overlays/kind", namespace, more); err != nil {
 		return err
 	}
 	for _, object := range [][]string{
@@ -147,6 +107,54 @@ func install(namespace, more string) error {
 		}
 	}
 	return nil
+}
+
+// kustomize applies a kustomization of this repository to a namespace, with the
+// images that were pushed last, by digest.
+func kustomize(base, namespace, more string) error {
+	dir, err := os.MkdirTemp("", "temper-e2e-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	places, err := os.ReadFile(filepath.Join(base, "images.yaml"))
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "images.yaml"), places, 0o644); err != nil {
+		return err
+	}
+	if base, err = filepath.Abs(base); err != nil {
+		return err
+	}
+	if base, err = filepath.Rel(dir, base); err != nil {
+		return err
+	}
+	kustomization := fmt.Sprintf("namespace: %s\nresources: [%s]\nconfigurations: [images.yaml]\nimages:\n", namespace, base)
+	runners, err := filepath.Glob("../runners/*/main.go")
+	if err != nil {
+		return err
+	}
+	for _, main := range runners {
+		name := filepath.Base(filepath.Dir(main))
+		image := registryInside + "/temper/" + name
+		ref, err := store.Resolve(context.Background(), outside(image)+":dev")
+		if err != nil {
+			return fmt.Errorf("%w; push the images first: go tool task images", err)
+		}
+		_, digest, _ := strings.Cut(ref, "@")
+		for _, known := range []string{image, images.Home + "/" + name} {
+			kustomization += fmt.Sprintf("- {name: %q, newName: %q, digest: %q}\n", known, image, digest)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(kustomization+more), 0o644); err != nil {
+		return err
+	}
+	manifests, err := run("", "kubectl", "kustomize", dir)
+	if err != nil {
+		return err
+	}
+	return apply(manifests)
 }
 
 func apply(manifests string) error {

@@ -45,10 +45,10 @@ func promoted(t *testing.T) *workflow {
 	return robustified
 }
 
-// step is a sentence of a test: Given, When or Then.
-type step = func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context
+// sentence is one of a test: Given, When or Then.
+type sentence = func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context
 
-func do(f func(t *testing.T)) step {
+func do(f func(t *testing.T)) sentence {
 	return func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
 		t.Helper()
 		f(t)
@@ -478,7 +478,7 @@ func installIn(t *testing.T, ns string) {
 	}
 }
 
-func remove(ns string) step {
+func remove(ns string) sentence {
 	return do(func(t *testing.T) {
 		if t.Failed() {
 			return // to be looked at

@@ -1,0 +1,298 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha1"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/e2e-framework/pkg/envconf"
+	"sigs.k8s.io/e2e-framework/pkg/features"
+
+	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/runners/step/images"
+)
+
+const webhookSecret = "the webhook's secret"
+
+// A push that changes a model runs the pipeline model-commit to its end, once;
+// what GitHub did not sign, or what changes no model, runs nothing.
+func TestCase08Case09Push(t *testing.T) {
+	gitNamespace := "git-" + unique()
+	var commit string
+	var good []byte
+	var nothing []string // commits of deliveries that must not run anything
+	testenv.Test(t, features.New("a push event").
+		Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
+			serveGit(t, gitNamespace)
+			must(t, "", "kubectl", "apply", "--server-side", "--force-conflicts", "-k", "../tasks/controller")
+			if err := kustomize("../tasks", namespace, ""); err != nil {
+				t.Fatal(err)
+			}
+			secret := must(t, "", "kubectl", "create", "secret", "generic", "github-webhook", "-n", namespace,
+				"--from-literal=secret="+webhookSecret, "--dry-run=client", "-o", "yaml")
+			if err := apply(secret); err != nil {
+				t.Fatal(err)
+			}
+			must(t, "", "kubectl", "wait", "-n", namespace, "--for=condition=Ready", "--timeout=5m", "eventlistener/github")
+			return ctx
+		}).
+		Assess("Given a commit that changes a model, on a git server in the cluster", do(func(t *testing.T) {
+			commit = push(t, gitNamespace)
+			good = event(t, gitNamespace, commit, "models/zoo/wong.yaml")
+		})).
+		Assess("When deliveries come that GitHub did not sign, or that change no model", do(func(t *testing.T) {
+			forged := func(change func(h http.Header, body []byte) []byte) {
+				sha := hex.EncodeToString(sum(unique()))[:40]
+				nothing = append(nothing, sha)
+				body := event(t, gitNamespace, sha, "models/zoo/wong.yaml")
+				h := signed(body)
+				deliver(t, h, change(h, body))
+			}
+			forged(func(h http.Header, body []byte) []byte { // another secret
+				mac := hmac.New(sha256.New, []byte("another secret"))
+				mac.Write(body)
+				h.Set("X-Hub-Signature-256", "sha256="+hex.EncodeToString(mac.Sum(nil)))
+				return body
+			})
+			forged(func(h http.Header, body []byte) []byte { // unsigned
+				h.Del("X-Hub-Signature-256")
+				return body
+			})
+			forged(func(h http.Header, body []byte) []byte { // changed after it was signed
+				return bytes.Replace(body, []byte("wong.yaml"), []byte("gnow.yaml"), 1)
+			})
+			forged(func(h http.Header, body []byte) []byte { // signed with SHA-1 alone
+				h.Del("X-Hub-Signature-256")
+				mac := hmac.New(sha1.New, []byte(webhookSecret))
+				mac.Write(body)
+				h.Set("X-Hub-Signature", "sha1="+hex.EncodeToString(mac.Sum(nil)))
+				return body
+			})
+			forged(func(h http.Header, body []byte) []byte { // a form, signed as JSON
+				h.Set("Content-Type", "application/x-www-form-urlencoded")
+				return []byte("payload=" + url.QueryEscape(string(body)))
+			})
+			unrelated := hex.EncodeToString(sum(unique()))[:40]
+			nothing = append(nothing, unrelated)
+			body := event(t, gitNamespace, unrelated, "docs/README.md")
+			deliver(t, signed(body), body)
+		})).
+		Assess("And the commit's own delivery comes, twice", do(func(t *testing.T) {
+			// The listener may not have its routes yet: GitHub tries again too.
+			poll(t, "the pipeline run of the commit", func() (bool, error) {
+				deliver(t, signed(good), good)
+				_, err := run("", "kubectl", "get", "-n", namespace, "pipelinerun/model-commit-"+commit)
+				return err == nil, err
+			})
+			deliver(t, signed(good), good)
+		})).
+		Assess("Then model-commit runs to its end, once, and says what was promoted", do(func(t *testing.T) {
+			var r struct {
+				Status struct {
+					Conditions []struct{ Type, Status, Reason, Message string }
+					Results    []struct{ Name, Value string }
+				}
+			}
+			poll(t, "the end of the pipeline", func() (bool, error) {
+				out, err := run("", "kubectl", "get", "-n", namespace, "pipelinerun/model-commit-"+commit, "-o", "json")
+				if err != nil {
+					return false, err
+				}
+				if err := json.Unmarshal([]byte(out), &r); err != nil {
+					return false, err
+				}
+				for _, c := range r.Status.Conditions {
+					if c.Type == "Succeeded" && c.Status == "False" {
+						t.Fatalf("%s: %s", c.Reason, c.Message)
+					}
+					if c.Type == "Succeeded" && c.Status == "True" {
+						return true, nil
+					}
+				}
+				return false, fmt.Errorf("%v", r.Status.Conditions)
+			})
+			results := map[string]string{}
+			for _, v := range r.Status.Results {
+				results[v.Name] = v.Value
+			}
+			t.Logf("results: %v", results)
+			if results["CHAINS-GIT_COMMIT"] != commit || results["verdict"] != "promoted" || !strings.HasPrefix(results["MODEL_IMAGE_DIGEST"], "sha256:") {
+				t.Errorf("results are %v", results)
+			}
+			waitForModel(t, namespace, results["MODEL_IMAGE_DIGEST"])
+			runs := must(t, "", "kubectl", "get", "-n", namespace, "pipelineruns", "-o", "name")
+			for _, sha := range nothing {
+				if strings.Contains(runs, sha) {
+					t.Errorf("a delivery for %s ran something: %s", sha, runs)
+				}
+			}
+			workflows := strings.Fields(must(t, "", "kubectl", "get", "-n", namespace, "workflows", "-o", "name"))
+			n := 0
+			for _, w := range workflows {
+				if strings.Contains(w, commit) {
+					n++
+				}
+			}
+			if n != 1 {
+				t.Errorf("%d workflows for one commit: %v", n, workflows)
+			}
+		})).
+		Teardown(remove(gitNamespace)).
+		Feature())
+}
+
+func sum(s string) []byte {
+	h := sha256.Sum256([]byte(s))
+	return h[:]
+}
+
+// event is the body of GitHub's push event, as far as anything reads it.
+func event(t *testing.T, gitNamespace, commit, file string) []byte {
+	t.Helper()
+	body, err := json.Marshal(map[string]any{
+		"ref": "refs/heads/main", "before": strings.Repeat("0", 40), "after": commit,
+		"repository":  map[string]any{"full_name": "e2e/models", "default_branch": "main", "clone_url": gitURL(gitNamespace)},
+		"head_commit": map[string]any{"id": commit},
+		"commits":     []any{map[string]any{"id": commit, "added": []string{}, "removed": []string{}, "modified": []string{file}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
+}
+
+// signed are the headers of a delivery, as GitHub sends them.
+func signed(body []byte) http.Header {
+	mac := hmac.New(sha256.New, []byte(webhookSecret))
+	mac.Write(body)
+	h := http.Header{}
+	h.Set("Content-Type", "application/json")
+	h.Set("X-GitHub-Event", "push")
+	h.Set("X-GitHub-Delivery", unique())
+	h.Set("X-Hub-Signature-256", "sha256="+hex.EncodeToString(mac.Sum(nil)))
+	return h
+}
+
+// deliver posts to the event listener's Service, whatever it answers.
+func deliver(t *testing.T, h http.Header, body []byte) {
+	t.Helper()
+	c, err := rest.HTTPClientFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, config.Host+"/api/v1/namespaces/"+namespace+"/services/el-github:8080/proxy/", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = h
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
+func gitURL(ns string) string { return "http://git." + ns + ".svc.cluster.local/models.git" }
+
+// serveGit runs the git server in a namespace.
+func serveGit(t *testing.T, ns string) {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "gitserver")
+	build := exec.Command("go", "build", "-trimpath", "-o", program, "./gitserver")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var ref, narration bytes.Buffer
+	if code := step.Run(t.Context(), images.Command(), []string{"--repository", registryOutside + "/e2e", program}, &ref, &narration); code != 0 {
+		t.Fatalf("images: exit code %d\n%s", code, &narration)
+	}
+	image := strings.Replace(strings.TrimSpace(ref.String()), registryOutside, registryInside, 1)
+	labels := "{app.kubernetes.io/component: git}"
+	if err := apply(fmt.Sprintf(`
+apiVersion: v1
+kind: Namespace
+metadata: {name: %[1]s}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: git, namespace: %[1]s}
+spec: {selector: %[3]s, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: git, namespace: %[1]s}
+spec:
+  selector: {matchLabels: %[3]s}
+  template:
+    metadata: {labels: %[3]s}
+    spec:
+      containers:
+      - name: git
+        image: %[2]s
+        command: [/gitserver]
+        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
+`, ns, image, labels)); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "", "kubectl", "rollout", "status", "-n", ns, "--timeout=5m", "deployment/git")
+}
+
+// push commits a definition to the git server and returns the commit.
+func push(t *testing.T, ns string) string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	forward := exec.CommandContext(ctx, "kubectl", "port-forward", "-n", ns, "service/git", ":80")
+	out, err := forward.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := forward.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer forward.Wait()
+	defer cancel()
+	line, err := bufio.NewReader(out).ReadString('\n') // Forwarding from 127.0.0.1:PORT -> 8080
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(line, "127.0.0.1:")
+	port, _, _ := strings.Cut(rest, " ")
+
+	dir := t.TempDir()
+	definition, err := os.ReadFile("../models/zoo/wong.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "models/zoo"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "models/zoo/wong.yaml"), definition, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	git := func(args ...string) string {
+		return must(t, "", "git", append([]string{"-C", dir, "-c", "user.name=e2e", "-c", "user.email=e2e@example.com"}, args...)...)
+	}
+	git("init", "-q", "-b", "main")
+	git("add", ".")
+	git("commit", "-q", "-m", "A model, "+unique())
+	git("push", "-q", "http://127.0.0.1:"+port+"/models.git", "main")
+	return git("rev-parse", "HEAD")
+}

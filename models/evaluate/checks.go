@@ -72,6 +72,9 @@ const (
 	minTargeted = 4
 )
 
+// fewestOfAClass samples tell more than chance what a class is taken for.
+const fewestOfAClass = 10
+
 // rule is one check.
 type rule struct {
 	name    string
@@ -305,7 +308,11 @@ func (w *whole) checks(r *Report, t Thresholds) []Check {
 	}
 	confused := 0
 	for label, row := range r.Confusion.Clean {
-		if row[label] < slices.Max(row) {
+		total := 0
+		for _, n := range row {
+			total += n
+		}
+		if total >= fewestOfAClass && row[label] < slices.Max(row) {
 			confused++
 		}
 	}

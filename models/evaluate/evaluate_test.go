@@ -382,16 +382,13 @@ func TestShardsReduceToOneRun(t *testing.T) {
 		Threat: attack.Threat{Norm: "linf", Epsilon: 0.02}, Attacks: []string{"fgsm", "pgd-5x2"}, Suite: "standard", Checks: true, Train: stripes(t, m, 20),
 		CurvePoints: 8, CurveSamples: 30, Examples: 3, Seed: 5, Source: newPerceptron(t, 9), SourceDigest: "sha256:other",
 	}
-	if testing.Short() {
-		t.Skip("the whole ensemble")
-	}
 	for _, drawn := range []bool{false, true} {
 		o.Drawn, o.Samples = drawn, 61
 		want, err := run(t, m, s, o).Encode()
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, shards := range []int{2, 7} {
+		for _, shards := range []int{3} {
 			o := o
 			var parts []*Part
 			for shard := shards; shard >= 1; shard-- {
@@ -472,4 +469,84 @@ func stripes(t testing.TB, m attack.Model, n int) *dataset.Set {
 	}
 	s.Labels = labels
 	return s
+}
+
+// blind hides its gradients, as quantisation does.
+type blind struct{ attack.Model }
+
+func (b blind) Gradient(x []float32, n int, loss nn.Loss) (logits, dx []float32, err error) {
+	logits, dx, err = b.Model.Gradient(x, n, loss)
+	clear(dx)
+	return logits, dx, err
+}
+
+// checks runs the suite and returns its checks by name.
+func checks(t testing.TB, m attack.Model, s *dataset.Set, o Options) map[string]Check {
+	t.Helper()
+	o.Threat, o.Suite, o.Checks, o.CurvePoints, o.CurveSamples = attack.Threat{Norm: "linf", Epsilon: 0.02}, "standard", true, 8, min(s.Len(), 40)
+	all := map[string]Check{}
+	for _, c := range run(t, m, s, o).Checks {
+		all[c.Name] = c
+	}
+	return all
+}
+
+func TestCase47Case49Case50ChecksOfARealRun(t *testing.T) {
+	m := perceptron(t)
+	s := stripes(t, m, 100)
+	honest := checks(t, m, s, Options{Train: stripes(t, m, 101)})
+	for name, c := range honest {
+		if c.Pass == (name == "samples") { // a hundred are too few
+			t.Errorf("an honest model: %s: pass %v", c, c.Pass)
+		}
+	}
+	permuted := s.Slice(0, 60)
+	permuted.Labels = slices.Clone(permuted.Labels)
+	for i, y := range permuted.Labels {
+		permuted.Labels[i] = (y + 2) % 5
+	}
+	for what, c := range map[string]struct {
+		all  map[string]Check
+		fail []string
+	}{
+		"no gradients, whatever the epsilon": {checks(t, blind{m}, s.Slice(0, 20), Options{}), []string{"unbounded_attack_wins", "gradients"}},
+		"train and test overlap":             {checks(t, m, s, Options{Train: s.Slice(50, 90), Samples: 60}), []string{"disjoint"}},
+		"permuted labels":                    {checks(t, m, permuted, Options{}), []string{"labels"}},
+		"forty samples":                      {checks(t, m, s, Options{Samples: 40}), []string{"samples"}},
+	} {
+		for _, name := range c.fail {
+			if got, ok := c.all[name]; !ok || got.Pass {
+				t.Errorf("%s: %s: made %v, pass %v", what, got, ok, got.Pass)
+			}
+		}
+		if _, ok := c.all["disjoint"]; ok != (what == "train and test overlap") {
+			t.Errorf("%s: compared with a training set: %v", what, ok)
+		}
+	}
+}
+
+func FuzzDecodePart(f *testing.F) {
+	l := newLinear(f, 1)
+	p, err := Measure(context.Background(), l, testSet(f, l, 30), Options{Threat: threat, Attacks: []string{"fgsm"}, CurvePoints: 4, Examples: 1, Shard: 2, Shards: 3})
+	if err != nil {
+		f.Fatal(err)
+	}
+	data, err := p.Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Add(bytes.Replace(data, []byte(`"shards":3`), []byte(`"shards":1`), 1))
+	f.Add([]byte(`{"shard":1,"shards":1,"plan":{"samples":1}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := DecodePart(data)
+		if err != nil {
+			return
+		}
+		if r, err := Reduce([]*Part{p}, DefaultThresholds()); err == nil {
+			if _, err := r.Encode(); err != nil {
+				t.Fatalf("a report that cannot be written: %v", err)
+			}
+		}
+	})
 }

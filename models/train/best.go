@@ -49,10 +49,10 @@ func (h *heldOut) accuracy(a attack.Attack) (float64, error) {
 
 const (
 	bestImages = 1000 // held out
-	bestSteps  = 20   // of PGD
+	bestSteps  = 20   // of APGD, which finds what PGD of as many steps overlooks
 )
 
-// best keeps the weights that held out best against PGD.
+// best keeps the weights that held out best against APGD.
 type best struct {
 	heldOut
 	weights  []float32 // those of step
@@ -66,7 +66,7 @@ func (b *best) look(weights []float32, step int, threat attack.Threat) (accuracy
 	flat := b.model.Network().Flat()
 	training := append([]float32(nil), flat...)
 	copy(flat, weights)
-	accuracy, err = b.heldOut.accuracy(attack.PGD(threat, attack.PGDConfig{Steps: bestSteps}))
+	accuracy, err = b.heldOut.accuracy(attack.APGD(threat, "apgd-ce", bestSteps, 1))
 	if err == nil && (b.step == 0 || accuracy >= b.accuracy) { // of equals the one trained longest
 		copy(b.weights, flat)
 		b.step, b.accuracy = step, accuracy

@@ -72,7 +72,7 @@ type Result struct {
 //
 // With KeepBest the result is taken from the end of the epoch, among those at
 // full epsilon, whose weights (or their moving average) were most accurate
-// under PGD-20 within the threat on 1,000 images of validation. Validation is
+// under APGD-20 within the threat on 1,000 images of validation. Validation is
 // used for nothing else and may be nil without Guard and KeepBest.
 //
 // When the context ends, Run writes the checkpoint and returns

@@ -20,6 +20,8 @@ type Figure struct {
 	AtFive  float64 `json:"at_5_percent"` // share detected where 5% of clean images would be
 	Flagged float64 `json:"flagged"`      // share above the detector's own threshold
 	Shifted float64 `json:"shifted"`      // share that is unlike the usual, and not flagged
+
+	Simulated *Simulated `json:"simulated,omitempty"` // of an attack: the alarm on streams of such requests
 }
 
 // Evaluation says how Evaluate measures.
@@ -28,6 +30,7 @@ type Evaluation struct {
 	Epsilons []float64 // of each attack
 	Adaptive int       // steps of the adaptive attack; 0 leaves it out
 	Seed     uint64
+	Requests int                   // clean requests of each simulation; 0 leaves them out
 	Progress func(done, total int) // may be nil
 }
 
@@ -57,19 +60,22 @@ func (d *Detector) Evaluate(ctx context.Context, served, guard attack.Model, x [
 			return fmt.Errorf("%s: %w", traffic, err)
 		}
 		f := Figure{Traffic: traffic, Epsilon: epsilon, Images: len(labels)}
-		one := 1 / float64(len(labels))
 		for i, score := range scores {
-			if score.Served != clean[i].Served {
-				f.Fooled += one
-			}
-			if score.Flagged {
-				f.Flagged += one
-			}
-			if score.Shifted {
-				f.Shifted += one
+			for share, yes := range map[*float64]bool{&f.Fooled: score.Served != clean[i].Served, &f.Flagged: score.Flagged, &f.Shifted: score.Shifted} {
+				if yes {
+					*share++
+				}
 			}
 		}
+		for _, share := range []*float64{&f.Fooled, &f.Flagged, &f.Shifted} {
+			*share /= float64(len(labels))
+		}
 		f.AUROC, f.AtFive = separation(usual, hostility(scores))
+		if epsilon > 0 && e.Requests > 0 {
+			if f.Simulated, err = d.Simulate(clean, scores, e.Requests, e.Seed); err != nil {
+				return err
+			}
+		}
 		figures = append(figures, f)
 		if e.Progress != nil {
 			e.Progress(len(figures), total)

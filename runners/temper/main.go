@@ -10,9 +10,9 @@ import (
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/attack"
 	"github.com/temper-ml/temper/runners/step/bench"
+	"github.com/temper-ml/temper/runners/step/bundle"
 	"github.com/temper-ml/temper/runners/step/check"
 	"github.com/temper-ml/temper/runners/step/choose"
-	"github.com/temper-ml/temper/runners/step/bundle"
 	"github.com/temper-ml/temper/runners/step/demo"
 	"github.com/temper-ml/temper/runners/step/evaluate"
 	"github.com/temper-ml/temper/runners/step/fetch"
@@ -29,6 +29,7 @@ import (
 	"github.com/temper-ml/temper/runners/step/submit"
 	"github.com/temper-ml/temper/runners/step/summary"
 	"github.com/temper-ml/temper/runners/step/sweep"
+	"github.com/temper-ml/temper/runners/step/top"
 	"github.com/temper-ml/temper/runners/step/train"
 	"github.com/temper-ml/temper/runners/step/verify"
 )
@@ -56,7 +57,7 @@ Each command reads artifacts from an OCI registry or an OCI layout folder
 		demo.Command(),
 		fetch.Command(), check.Command(), train.Command(), attack.Command(), evaluate.Command(), retrain.Command(), sweep.Command(), choose.Command(),
 		pack.Command(), keygen.Command(), sign.Command(), verify.Command(), promote.Command(), revoke.Command(), bundle.Command(),
-		submit.Command(), summary.Command(), serve.Command(), sentinel.Command(), registry.Command(), bench.Command(), images.Command(),
+		submit.Command(), summary.Command(), serve.Command(), sentinel.Command(), top.Command(), registry.Command(), bench.Command(), images.Command(),
 	)
 	return root
 }

@@ -268,7 +268,10 @@ const mark = ".temper-demo"
 var checkpoints = []string{"standard.checkpoint", "guard.checkpoint", "hardened.checkpoint"}
 
 // made is what a demo leaves in its folder, besides checkpoints.
-var made = []string{"registry", "keys", "report.html", "undefended.yaml", "retrain.yaml"}
+var made = []string{"registry", "keys", "report.html", "undefended.yaml", "retrain.yaml", stateFile}
+
+// stateFile is the sentinel's.
+const stateFile = "sentinel.db"
 
 // prepare makes the folder. It removes what an earlier demo made, and nothing
 // else; checkpoints stay where the same demo was interrupted.
@@ -507,6 +510,8 @@ func (d *demo) startServing(ctx context.Context) (*service, error) {
 		s.source = &sentinel.Registry{Reference: d.channel(), Served: &serve.Channel{Reference: d.channel(), Policy: d.policy}, Policy: d.policy}
 		s.sentinel, err = sentinel.New(sentinel.Config{
 			Defence: started{s.opened},
+			Keep:    sentinel.Keeper(d.base),
+			State:   filepath.Join(d.folder, stateFile),
 			Log:     d.quiet(),
 		})
 		if err != nil {
@@ -520,6 +525,7 @@ func (d *demo) startServing(ctx context.Context) (*service, error) {
 			return err
 		}
 		s.run(func() error { return s.sentinel.Serve(ctx, watch) })
+		d.say("the sentinel's page: http://%s/", watch.Addr())
 		s.server, err = serve.New(serve.Options{
 			Name: d.zoo.Name, Source: &serve.Channel{Reference: d.channel(), Policy: d.policy},
 			Mirror: "http://" + watch.Addr().String(), Log: d.quiet(),
@@ -618,14 +624,14 @@ func (d *demo) incident(live *service, first *model, test *dataset.Set) (second 
 		return nil, nil, errNotSeen
 	}
 	d.result.DetectionDelayRequests = int(alarm.Request) - int(before.Requests)
-	d.event(report.Good, "alarm", "at hostile request %d; the defence begins", d.result.DetectionDelayRequests)
+	d.event(report.Good, "alarm", "at hostile request %d, with %.0f%% of the traffic hostile and epsilon about %v by the sentinel's estimate; the defence begins", d.result.DetectionDelayRequests, 100*alarm.Share, alarm.Epsilon)
 
 	// Users and attacker go on through everything that follows.
 	part := len(clean) / 10 / test.Shape.Size() * test.Shape.Size()
 	labels := test.Labels[:part/test.Shape.Size()]
 	load := d.clients.start(d.ctx, slices.Concat(clean[:part], hostile[:part]), slices.Concat(labels, labels), pause, &d.requests)
 	begun := int(d.requests.Load())
-	second, err = d.defend(first)
+	second, err = d.defend(first, alarm)
 	turnedDown := new(rejected)
 	switch {
 	case errors.As(err, turnedDown):
@@ -745,7 +751,7 @@ func (d *demo) liveAccuracy(begun int, right []bool) {
 
 // defend is what the sentinel starts: from the attacked model to a promoted
 // one, or to a rejection that leaves the service as it is.
-func (d *demo) defend(first *model) (*model, error) {
+func (d *demo) defend(first *model, alarm sentinel.Incident) (*model, error) {
 	var trained train.Result
 	second := &model{}
 	err := d.phase("retrain", "hardening the model", func() error {
@@ -760,6 +766,7 @@ func (d *demo) defend(first *model) (*model, error) {
 	}
 	second.network = trained.Reference
 	d.event(report.Neutral, "hardened", "%d optimiser steps", trained.Steps)
+	alarm.Note("hardened", fmt.Sprintf("%d optimiser steps", trained.Steps))
 	err = d.phase("gate", "attacking it before anybody else does", func() error {
 		return d.evaluate(second, "hardened-report", d.model, "--against", first.report.Reference)
 	})
@@ -769,8 +776,10 @@ func (d *demo) defend(first *model) (*model, error) {
 	d.result.Verdict = second.report.Verdict
 	d.result.PGDAccuracy, d.result.PGDAccuracyLowerBound = second.report.RobustAccuracy, second.report.RobustAccuracyLowerBound
 	if second.report.Verdict != "pass" {
+		alarm.Note("rejected", "by the gate")
 		return second, rejected(second.report.Reasons)
 	}
+	alarm.Note("gate passed", fmt.Sprintf("%s right in the worst case", report.Percent(second.report.RobustAccuracy)))
 	d.event(report.Good, "gate passed", "%s right in the worst case of %s", report.Percent(second.report.RobustAccuracy), strings.Join(d.zoo.Policy.Attacks, " and "))
 	if err := d.phase("sign", "packing and signing it", func() error { return d.packAndSign(second, "2", d.model) }); err != nil {
 		return nil, err
@@ -779,7 +788,11 @@ func (d *demo) defend(first *model) (*model, error) {
 	if err := d.detector(second, guard); err != nil {
 		return nil, err
 	}
-	return second, d.promote(second, d.model)
+	if err := d.promote(second, d.model); err != nil {
+		return nil, err
+	}
+	alarm.Note("promoted", short(digestOf(second.packed)))
+	return second, nil
 }
 
 // retrainRecipe writes the zoo model's retraining recipe where the step can

@@ -19,6 +19,7 @@ func judge() *cobra.Command {
 		attacks               []string
 		epsilons              []string
 		samples, adaptive     int
+		requests              int
 		seed                  uint64
 	)
 	cmd := &cobra.Command{
@@ -29,8 +30,9 @@ split: clean, changed benignly (noise, rotation, brightness), attacked without
 knowledge of the detector, and attacked by PGD that minimises the detector's
 score too ("adaptive"). Of each: the share that fools the model, the area under
 the ROC curve of the score against clean images, the share detected where 5% of
-clean images would be, the share flagged at the detector's own threshold, and
-the share that is unlike the usual without being flagged (drift).`,
+clean images would be, the share flagged at the detector's own threshold, the
+share that is unlike the usual without being flagged (drift), and how many
+requests the alarm takes when such traffic comes in among clean requests.`,
 		Example: `  temper sentinel evaluate --model oci:out:mnist
   temper sentinel evaluate --model oci:out:mnist --attack fgsm --attack pgd-50 --epsilon 0.3 -o json`,
 		Args: cobra.NoArgs,
@@ -57,7 +59,7 @@ the share that is unlike the usual without being flagged (drift).`,
 			if test.Shape != served.Network.Input {
 				return step.BadInput(fmt.Errorf("dataset %s has images of %v, the model takes %v", data, test.Shape, served.Network.Input))
 			}
-			e := detect.Evaluation{Attacks: attacks, Adaptive: adaptive, Seed: seed, Progress: st.Progress}
+			e := detect.Evaluation{Attacks: attacks, Adaptive: adaptive, Seed: seed, Requests: requests, Progress: st.Progress}
 			for _, text := range epsilons {
 				var epsilon float64
 				if _, err := fmt.Sscan(text, &epsilon); err != nil || !(epsilon > 0 && epsilon <= 1) {
@@ -80,13 +82,17 @@ the share that is unlike the usual without being flagged (drift).`,
 				return step.BadInput(err)
 			}
 			var b strings.Builder
-			fmt.Fprintf(&b, "%-16s %8s %8s %8s %10s %9s %9s\n", "traffic", "epsilon", "fooled", "AUROC", "at 5% FPR", "flagged", "shifted")
+			fmt.Fprintf(&b, "%-16s %8s %8s %8s %10s %9s %9s  %s\n", "traffic", "epsilon", "fooled", "AUROC", "at 5% FPR", "flagged", "shifted", "median delay at 100, 30, 10%")
 			for _, f := range figures {
 				epsilon := ""
 				if f.Epsilon > 0 {
 					epsilon = fmt.Sprint(f.Epsilon)
 				}
-				fmt.Fprintf(&b, "%-16s %8s %7.1f%% %8.4f %9.1f%% %8.1f%% %8.1f%%\n", f.Traffic, epsilon, 100*f.Fooled, f.AUROC, 100*f.AtFive, 100*f.Flagged, 100*f.Shifted)
+				delays := ""
+				if s := f.Simulated; s != nil {
+					delays = fmt.Sprintf("%d, %d, %d; %d false alarms in %d", s.Delays[100].Median, s.Delays[30].Median, s.Delays[10].Median, s.FalseAlarms, s.Requests)
+				}
+				fmt.Fprintf(&b, "%-16s %8s %7.1f%% %8.4f %9.1f%% %8.1f%% %8.1f%%  %s\n", f.Traffic, epsilon, 100*f.Fooled, f.AUROC, 100*f.AtFive, 100*f.Flagged, 100*f.Shifted, delays)
 			}
 			return st.Print(b.String(), struct {
 				Model    string          `json:"model"`
@@ -103,6 +109,7 @@ the share that is unlike the usual without being flagged (drift).`,
 	flags.StringArrayVar(&epsilons, "epsilon", []string{"0.1", "0.15", "0.3"}, "epsilon, once for each")
 	step.Int(flags, &samples, "samples", 1000, 100, 10_000, "test images")
 	step.Int(flags, &adaptive, "adaptive", 40, 0, 1000, "steps of the attack that knows the detector; 0 leaves it out")
+	step.Int(flags, &requests, "requests", 1_000_000, 0, 100_000_000, "clean requests that the alarm is simulated on, drawn from the samples; 0 leaves the simulation out")
 	flags.Uint64Var(&seed, "seed", 1, "seed of everything random")
 	cmd.MarkFlagRequired("model")
 	return cmd

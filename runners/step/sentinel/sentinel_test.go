@@ -289,7 +289,7 @@ func TestOneDefenceForEachIncident(t *testing.T) {
 		t.Errorf("alarm at hostile request %d", d)
 	}
 	started := <-f.defence.started
-	if started.ID != began.ID || started.Cause != Attack || started.Model != "v1" || len(started.Evidence) < 4 {
+	if started.ID != began.ID || started.Cause != Attack || started.Model != "v1" || len(started.Evidence) < 2 {
 		t.Errorf("the defence got %+v", started)
 	}
 	for _, e := range started.Evidence {
@@ -392,6 +392,8 @@ func TestDefenceThatFails(t *testing.T) {
 		}
 	}
 }
+
+var raceDetector bool
 
 type panics struct{}
 

@@ -1,0 +1,115 @@
+package sentinel
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	wfv1 "github.com/argoproj/argo-workflows/v3/pkg/apis/workflow/v1alpha1"
+	"github.com/argoproj/argo-workflows/v3/pkg/client/clientset/versioned/fake"
+	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/temper-ml/temper/runners/step"
+)
+
+const defendTemplate = `
+metadata: {name: defend, namespace: ns}
+spec:
+  entrypoint: main
+  arguments:
+    parameters:
+    - {name: model}
+    - {name: evidence, value: ""}
+    - {name: epsilon, value: "0.3"}
+    - {name: repository, value: ""}
+    - {name: channel, value: ""}
+  templates:
+  - name: main
+    container: {image: defend, command: [/defend], args: ["{{workflow.parameters.model}}"]}
+`
+
+// argoDefence is an Argo on a cluster in memory, whose controller ends each
+// workflow with a verdict.
+func argoDefence(t *testing.T, verdict string) (*Argo, *fake.Clientset) {
+	t.Helper()
+	template := &wfv1.WorkflowTemplate{}
+	if err := yaml.UnmarshalStrict([]byte(defendTemplate), template); err != nil {
+		t.Fatal(err)
+	}
+	cluster := fake.NewSimpleClientset(template)
+	workflows := cluster.ArgoprojV1alpha1().Workflows("ns")
+	go func() {
+		for t.Context().Err() == nil {
+			list, err := workflows.List(t.Context(), metav1.ListOptions{})
+			if err != nil {
+				return
+			}
+			for _, w := range list.Items {
+				if w.Status.Phase == "" {
+					w.Status = wfv1.WorkflowStatus{Phase: wfv1.WorkflowSucceeded, Outputs: &wfv1.Outputs{Parameters: []wfv1.Parameter{{Name: "verdict", Value: wfv1.AnyStringPtr(verdict)}}}}
+					workflows.Update(t.Context(), &w, metav1.UpdateOptions{})
+				}
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	return &Argo{
+		Template: "defend", Namespace: "ns", API: cluster.ArgoprojV1alpha1(), Step: step.From(&cobra.Command{}),
+		Model: "registry:5000/mnist", Channel: "registry:5000/mnist:production",
+	}, cluster
+}
+
+// However often a defence is started, there is one workflow, with the
+// incident's name and what the template asks for.
+func TestArgoIsIdempotent(t *testing.T) {
+	a, cluster := argoDefence(t, "promoted")
+	i := Incident{ID: "20261122t020000z-abc-1", Digest: "sha256:1", Kept: "registry:5000/mnist@sha256:2", Epsilon: 0.25}
+	for range 3 {
+		if err := a.Start(t.Context(), i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, err := cluster.ArgoprojV1alpha1().Workflows("ns").List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(list.Items) != 1 {
+		t.Fatalf("%d workflows, error %v", len(list.Items), err)
+	}
+	w := list.Items[0]
+	got := map[string]string{}
+	for _, p := range w.Spec.Arguments.Parameters {
+		got[p.Name] = p.GetValue()
+	}
+	want := map[string]string{"model": "registry:5000/mnist@sha256:1", "evidence": i.Kept, "epsilon": "0.25", "repository": "registry:5000/mnist", "channel": "production"}
+	for name, value := range want {
+		if got[name] != value {
+			t.Errorf("parameter %s is %q, want %q", name, got[name], value)
+		}
+	}
+	if w.Name != "defend-"+i.ID || w.Spec.WorkflowTemplateRef.Name != "defend" || len(got) != len(want) {
+		t.Errorf("workflow %s with %v", w.Name, got)
+	}
+}
+
+func TestArgoSaysWhatCameOfIt(t *testing.T) {
+	a, _ := argoDefence(t, "rejected")
+	if err := a.Start(t.Context(), Incident{ID: "i-1", Digest: "sha256:1"}); !errors.Is(err, ErrRejected) {
+		t.Errorf("a rejected candidate: %v", err)
+	}
+	// A template that cannot be suspended is not started where a person must approve.
+	if err := a.Start(t.Context(), Incident{ID: "i-2", Digest: "sha256:1", Approval: true}); err == nil || !strings.Contains(err.Error(), "approval") {
+		t.Errorf("without a person: %v", err)
+	}
+	a.Template = "absent"
+	if err := a.Start(t.Context(), Incident{ID: "i-3", Digest: "sha256:1"}); err == nil || !strings.Contains(err.Error(), "absent") {
+		t.Errorf("no template: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	a.Template = "defend"
+	if err := a.Start(ctx, Incident{ID: "i-4", Digest: "sha256:1"}); err == nil {
+		t.Error("a cancelled start is no success")
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -32,6 +33,9 @@ const (
 	maxReports  = 64
 	maxFailures = 1 << 20 // what a Kubernetes object can hold
 )
+
+// partTag is the tag of what a shard measured: a part, not a report.
+var partTag = regexp.MustCompile(`-part-[0-9]+$`)
 
 // Summary is how a workflow went.
 type Summary struct {
@@ -111,7 +115,7 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	}
 	for _, tag := range tags {
 		name, ours := strings.CutPrefix(tag, j.Workflow+"-")
-		if !ours || name != "before" && !strings.HasPrefix(name, "report-") || len(sum.Reports) == maxReports {
+		if !ours || name != "before" && !strings.HasPrefix(name, "report") || partTag.MatchString(name) || len(sum.Reports) == maxReports {
 			continue
 		}
 		e, err := artifact.ReadReport(ctx, j.Repository+":"+tag)

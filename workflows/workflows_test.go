@@ -1,0 +1,410 @@
+// Package workflows tests the shipped manifests without a cluster: they are
+// decoded strictly, linted, built by kustomize and validated by Argo's own
+// code.
+package workflows
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	wfv1 "github.com/argoproj/argo-workflows/v3/pkg/apis/workflow/v1alpha1"
+	"github.com/argoproj/argo-workflows/v3/workflow/common"
+	"github.com/argoproj/argo-workflows/v3/workflow/validate"
+	networkingv1 "k8s.io/api/networking/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+
+	"github.com/temper-ml/temper/workflows/lint"
+)
+
+// shipped are all manifests below this folder, read strictly.
+func shipped(t *testing.T) []lint.Document {
+	t.Helper()
+	var docs []lint.Document
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() && (path == "lint" || path == "observability") {
+			return fs.SkipDir
+		}
+		// Configurations of kustomize itself are held to their form by its builds.
+		if filepath.Ext(path) != ".yaml" || filepath.Base(path) == "images.yaml" {
+			return nil
+		}
+		found, findings := lint.Read(path)
+		for _, f := range findings {
+			t.Error(f)
+		}
+		docs = append(docs, found...)
+		return nil
+	})
+	if err != nil || len(docs) < 30 {
+		t.Fatalf("%d manifests, %v", len(docs), err)
+	}
+	return docs
+}
+
+// templates are those of the base, as Argo looks them up.
+type templates map[string]*wfv1.WorkflowTemplate
+
+func (t templates) Get(name string) (*wfv1.WorkflowTemplate, error) {
+	if w := t[name]; w != nil {
+		return w, nil
+	}
+	return nil, fmt.Errorf("workflow template %q is not shipped", name)
+}
+
+type noClusterTemplates struct{}
+
+func (noClusterTemplates) Get(name string) (*wfv1.ClusterWorkflowTemplate, error) {
+	return nil, fmt.Errorf("cluster workflow template %q: none is shipped", name)
+}
+
+func all(docs []lint.Document) templates {
+	found := templates{}
+	for _, d := range docs {
+		if w, ok := d.Object.(*wfv1.WorkflowTemplate); ok {
+			found[w.Name] = w
+		}
+	}
+	return found
+}
+
+func TestCase05ManifestsDecodeAndValidate(t *testing.T) {
+	docs := shipped(t)
+	known := all(docs)
+	for _, name := range []string{"steps", "robustify", "defend", "evaluate", "redteam"} {
+		if known[name] == nil {
+			t.Errorf("no WorkflowTemplate %s", name)
+		}
+	}
+	for _, d := range docs {
+		var err error
+		switch o := d.Object.(type) {
+		case *wfv1.WorkflowTemplate:
+			err = validate.ValidateWorkflowTemplate(known, noClusterTemplates{}, o, nil, validate.ValidateOpts{})
+		case *wfv1.CronWorkflow:
+			err = validate.ValidateCronWorkflow(context.Background(), known, noClusterTemplates{}, o, nil)
+			if o.Spec.Schedule != "" || o.Spec.ConcurrencyPolicy != "Forbid" {
+				t.Errorf("%s: CronWorkflow %s: plural schedules (the singular is gone in v4), and Forbid", d.File, o.Name)
+			}
+		}
+		if err != nil {
+			t.Errorf("%s: %s %s: %v", d.File, d.Kind, d.Name, err)
+		}
+	}
+	// The validation can fail.
+	broken := known["robustify"].DeepCopy()
+	broken.Spec.Templates[0].Steps[0].Steps[0].Template = "absent"
+	if err := validate.ValidateWorkflowTemplate(known, noClusterTemplates{}, broken, nil, validate.ValidateOpts{}); err == nil {
+		t.Error("a step without a template is valid")
+	}
+	for _, w := range known { // what v4 no longer accepts
+		data, err := json.Marshal(w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, old := range []string{`"mutex":`, `"semaphore":`, `"schedule":`} {
+			if strings.Contains(string(data), old) {
+				t.Errorf("WorkflowTemplate %s uses %s: write the plural", w.Name, old)
+			}
+		}
+	}
+}
+
+func TestCase02Case03Case04ManifestsAreClean(t *testing.T) {
+	for _, f := range lint.Check(shipped(t)) {
+		t.Error(f)
+	}
+}
+
+// leaves are all templates with a container.
+func leaves(known templates) map[string]*wfv1.Template {
+	found := map[string]*wfv1.Template{}
+	for _, w := range known {
+		for i := range w.Spec.Templates {
+			if t := &w.Spec.Templates[i]; t.Container != nil {
+				found[w.Name+"/"+t.Name] = t
+			}
+		}
+	}
+	return found
+}
+
+// TestCase01ParametersArriveAsOneArgument puts hostile values through Argo's
+// own substitution into every step.
+func TestCase01ParametersArriveAsOneArgument(t *testing.T) {
+	for name, tmpl := range leaves(all(shipped(t))) {
+		values := []string{"'; touch /pwn #", "$(id)", "`id`", "a\nb", "\"}], \"command\": [\"/bin/sh\"]", `\`}
+		if name == "steps/choose" { // the one that takes lists
+			values = append(values, strings.Repeat("x", 1<<20))
+		}
+		for _, value := range values {
+			var arguments wfv1.Arguments
+			for _, p := range tmpl.Inputs.Parameters {
+				arguments.Parameters = append(arguments.Parameters, wfv1.Parameter{Name: p.Name, Value: wfv1.AnyStringPtr(value)})
+			}
+			got, err := common.ProcessArgs(tmpl, &arguments, common.Parameters{}, common.Parameters{}, false, "temper", nil)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if !slices.Equal(got.Container.Command, tmpl.Container.Command) || got.Container.Image != tmpl.Container.Image || len(got.Container.Args) != len(tmpl.Container.Args) {
+				t.Fatalf("%s: %.80q changed what runs: %q, %d arguments", name, value, got.Container.Command, len(got.Container.Args))
+			}
+			for i, arg := range tmpl.Container.Args {
+				want := arg
+				for _, p := range tmpl.Inputs.Parameters {
+					want = strings.ReplaceAll(want, "{{inputs.parameters."+p.Name+"}}", value)
+				}
+				if got.Container.Args[i] != want {
+					t.Errorf("%s: argument %.60q became %.100q, not %.100q", name, arg, got.Container.Args[i], want)
+				}
+			}
+			if len(got.Container.Env) != len(tmpl.Container.Env) {
+				t.Errorf("%s: %.80q changed the environment", name, value)
+			}
+		}
+	}
+}
+
+// A flag that takes a parameter has the form --flag=VALUE, or stands behind
+// "--": a value that begins with a dash is no other flag.
+func TestCase01ValuesAreNeverFlags(t *testing.T) {
+	for name, tmpl := range leaves(all(shipped(t))) {
+		separated := false
+		for _, arg := range tmpl.Container.Args {
+			if arg == "--" {
+				separated = true
+			} else if strings.HasPrefix(arg, "{{") && !separated {
+				t.Errorf("%s: %s may begin with a dash: write --flag=%s, or put it behind --", name, arg, arg)
+			}
+		}
+	}
+}
+
+// A gate that dies or says nothing is never a pass: no verdict has a default,
+// and what publishes compares with the word.
+func TestCase12NoVerdictIsNoPass(t *testing.T) {
+	known := all(shipped(t))
+	verdicts := 0
+	for _, w := range known {
+		for _, tmpl := range w.Spec.Templates {
+			for _, o := range tmpl.Outputs.Parameters {
+				if o.Name != "verdict" {
+					continue
+				}
+				verdicts++
+				if o.ValueFrom == nil || o.ValueFrom.Default != nil || o.Value != nil {
+					t.Errorf("%s/%s: the verdict has a default", w.Name, tmpl.Name)
+				}
+			}
+			for _, group := range tmpl.Steps {
+				for _, s := range group.Steps {
+					if s.ContinueOn != nil {
+						t.Errorf("%s/%s/%s: goes on after a failure", w.Name, tmpl.Name, s.Name)
+					}
+					if s.Template == "publish" && s.When != "{{inputs.parameters.verdict}} == pass" {
+						t.Errorf("%s/%s/%s publishes when %q", w.Name, tmpl.Name, s.Name, s.When)
+					}
+					if s.TemplateRef != nil && s.TemplateRef.Template == "promote" && tmpl.Name != "publish" {
+						t.Errorf("%s/%s promotes, and is not publish", w.Name, tmpl.Name)
+					}
+				}
+			}
+		}
+	}
+	if verdicts < 6 {
+		t.Errorf("%d verdicts: the test looks at the wrong place", verdicts)
+	}
+}
+
+// builds are what a user applies.
+var builds = []string{"base", "controller", "overlays/kind", "overlays/production", "overlays/kserve"}
+
+var built = map[string][]lint.Document{} // a build takes a second
+
+func build(t *testing.T, folder string) []lint.Document {
+	t.Helper()
+	if docs := built[folder]; docs != nil {
+		return docs
+	}
+	m, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), folder)
+	if err != nil {
+		t.Fatalf("kustomize build %s: %v", folder, err)
+	}
+	data, err := m.AsYaml()
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs, findings := lint.Parse(folder, data)
+	for _, f := range findings {
+		t.Error(f)
+	}
+	built[folder] = docs
+	return docs
+}
+
+func TestCase05Kustomizations(t *testing.T) {
+	for _, folder := range builds {
+		docs := build(t, folder)
+		known := all(docs)
+		for _, w := range known {
+			if err := validate.ValidateWorkflowTemplate(known, noClusterTemplates{}, w, nil, validate.ValidateOpts{}); err != nil {
+				t.Errorf("%s: WorkflowTemplate %s: %v", folder, w.Name, err)
+			}
+		}
+		if !strings.HasPrefix(folder, "overlays/") {
+			continue
+		}
+		for name, tmpl := range leaves(known) {
+			if strings.HasPrefix(tmpl.Container.Image, "ghcr.io/temper-ml/") && !strings.Contains(tmpl.Container.Image, "@sha256:") && !strings.Contains(tmpl.Container.Image, ":v") {
+				t.Errorf("%s: %s: image %s was given no place", folder, name, tmpl.Container.Image)
+			}
+		}
+	}
+	for _, f := range lint.Check(build(t, "overlays/production")) { // every image by digest
+		t.Error(f)
+	}
+}
+
+// Whatever a pod mounts, runs as or refers to is shipped, or is one of the few
+// things that an administrator brings.
+func TestReferencesExist(t *testing.T) {
+	brought := []string{"Secret/signing-key", "ConfigMap/trusted-keys", "Secret/registry-credentials"}
+	docs := build(t, "overlays/kind")
+	have := map[string]bool{}
+	for _, d := range docs {
+		name := d.Name
+		if d.Kind == "ConfigMap" {
+			name, _, _ = strings.Cut(name, "-"+suffix(name)) // without kustomize's hash
+		}
+		have[d.Kind+"/"+name] = true
+	}
+	need := map[string]string{}
+	for at, tmpl := range leaves(all(docs)) {
+		if tmpl.ServiceAccountName != "" {
+			need["ServiceAccount/"+tmpl.ServiceAccountName] = at
+		}
+		for _, v := range tmpl.Volumes {
+			switch {
+			case v.Secret != nil:
+				need["Secret/"+v.Secret.SecretName] = at
+			case v.ConfigMap != nil:
+				need["ConfigMap/"+v.ConfigMap.Name] = at
+			}
+		}
+		if tmpl.Memoize != nil {
+			need["ConfigMap/"+tmpl.Memoize.Cache.ConfigMap.Name] = at
+		}
+	}
+	for _, d := range docs {
+		switch o := d.Object.(type) {
+		case *wfv1.WorkflowTemplate:
+			if o.Spec.ServiceAccountName != "" {
+				need["ServiceAccount/"+o.Spec.ServiceAccountName] = d.Name
+				need["Secret/"+o.Spec.Executor.ServiceAccountName+".service-account-token"] = d.Name
+			}
+		case *rbacv1.RoleBinding:
+			need["Role/"+o.RoleRef.Name] = "RoleBinding/" + d.Name
+		}
+	}
+	for what, by := range need {
+		if !have[what] && !slices.Contains(brought, what) {
+			t.Errorf("%s is used by %s and is nowhere", what, by)
+		}
+	}
+}
+
+// suffix is the last word of a generated name.
+func suffix(name string) string {
+	i := strings.LastIndexByte(name, '-')
+	if last := name[i+1:]; i >= 0 && len(last) == 10 {
+		return last
+	}
+	return "\x00"
+}
+
+// Executors write results and nothing else; the server and the steps have no
+// right at all.
+func TestCase04WhoMayDoWhat(t *testing.T) {
+	docs := build(t, "overlays/kind")
+	roles := map[string][]string{}
+	for _, d := range docs {
+		if r, ok := d.Object.(*rbacv1.Role); ok {
+			for _, rule := range r.Rules {
+				for _, resource := range rule.Resources {
+					for _, verb := range rule.Verbs {
+						roles[r.Name] = append(roles[r.Name], verb+" "+resource)
+					}
+				}
+			}
+			slices.Sort(roles[r.Name])
+		}
+	}
+	rights := map[string][]string{}
+	for _, d := range docs {
+		if b, ok := d.Object.(*rbacv1.RoleBinding); ok {
+			for _, s := range b.Subjects {
+				rights[s.Name] = append(rights[s.Name], roles[b.RoleRef.Name]...)
+			}
+		}
+	}
+	want := map[string][]string{
+		"executor": {"create workflowtaskresults", "patch workflowtaskresults"},
+		"sentinel": {"create workflows", "get workflows", "get workflowtemplates", "list workflows", "watch workflows"},
+		"argo":     {"get configmaps", "update configmaps"},
+	}
+	if !maps.EqualFunc(rights, want, slices.Equal) {
+		t.Errorf("rights are %v", rights)
+	}
+}
+
+// Every pod is denied everything, and each exception names who it is for.
+func TestNetworkPolicies(t *testing.T) {
+	denied := false
+	for _, d := range build(t, "overlays/kind") {
+		p, ok := d.Object.(*networkingv1.NetworkPolicy)
+		if !ok {
+			continue
+		}
+		everyone := len(p.Spec.PodSelector.MatchLabels)+len(p.Spec.PodSelector.MatchExpressions) == 0
+		if everyone && len(p.Spec.Ingress)+len(p.Spec.Egress) == 0 && len(p.Spec.PolicyTypes) == 2 {
+			denied = true
+		} else if everyone && p.Name != "dns" {
+			t.Errorf("NetworkPolicy %s opens something for every pod", p.Name)
+		}
+		for _, e := range p.Spec.Egress {
+			if len(e.To) == 0 || len(e.Ports) == 0 {
+				t.Errorf("NetworkPolicy %s: egress to anywhere", p.Name)
+			}
+			for _, to := range e.To {
+				if to.IPBlock != nil && to.IPBlock.CIDR == "0.0.0.0/0" {
+					t.Errorf("NetworkPolicy %s: egress to the internet", p.Name)
+				}
+			}
+		}
+		for _, i := range p.Spec.Ingress {
+			if len(i.From) == 0 || len(i.Ports) == 0 {
+				t.Errorf("NetworkPolicy %s: ingress from anywhere", p.Name)
+			}
+		}
+	}
+	if !denied {
+		t.Error("nothing denies by default")
+	}
+}
+
+// Case 6 is held on the cluster; here only that the configuration says so.
+func TestCase06StrictReferencing(t *testing.T) {
+	data, err := os.ReadFile("controller/workflow-controller-configmap.yaml")
+	if err != nil || !strings.Contains(string(data), "templateReferencing: Strict") {
+		t.Errorf("the controller's configuration does not say templateReferencing: Strict: %v", err)
+	}
+}

@@ -5,6 +5,7 @@ package attack
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,8 +21,7 @@ import (
 const (
 	// batch is how many images go through the network at a time.
 	batch = 250
-	// chunk is how many images share a seed: the same as in evaluate.Run, so
-	// that both make the same examples.
+	// chunk is how many images are attacked at a time: it bounds memory.
 	chunk = 1000
 	// MaxSamples bounds the adversarial examples of one artifact.
 	MaxSamples = 1_000_000
@@ -57,7 +57,8 @@ func Command() *cobra.Command {
 push the adversarial images with their true labels as a data set, which every
 --dataset takes. Prints the reference with its digest.
 
-Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise.`,
+Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise, apgd-ce, apgd-dlr, apgd-t,
+fab-t, square. evaluate makes the same examples of the same images.`,
 		Example: `  temper attack --model oci:out:standard --output oci:out:fgsm
   temper attack --model model.onnx --attack pgd-20 --epsilon 0.15 --samples 500 --output localhost:5000/mnist:pgd`,
 		Args: cobra.NoArgs,
@@ -96,7 +97,7 @@ Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise.`,
 				hi := min(lo+chunk, samples)
 				x := make([]float32, (hi-lo)*clean.Shape.Size())
 				clean.Read(x, lo, hi)
-				adv, err := a.Perturb(ctx, target, x, clean.Labels[lo:hi], seed+uint64(lo/chunk))
+				adv, err := a.Perturb(ctx, target, x, clean.Labels[lo:hi], seed)
 				if err != nil {
 					return step.BadInput(fmt.Errorf("%s: %w", a.Name(), err))
 				}
@@ -141,8 +142,9 @@ Attacks: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise.`,
 	flags := cmd.Flags()
 	flags.StringVar(&model, "model", "", "the model to attack: a reference, or an ONNX file")
 	flags.StringVar(&data, "dataset", "mnist", "mnist, a folder of IDX files, URL#sha256:..., or a reference")
-	flags.StringVar(&spec, "attack", "fgsm", "fgsm, pgd-STEPS, pgd-STEPSxRESTARTS or noise")
-	step.Float(flags, &threat.Epsilon, "epsilon", 0.3, 0, 1, "size of the perturbation, in pixels of [0,1]")
+	flags.StringVar(&spec, "attack", "fgsm", "fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise, apgd-ce, apgd-dlr, apgd-t, fab-t or square")
+	flags.StringVar(&threat.Norm, "norm", "linf", "norm of the perturbation: "+strings.Join(models.Norms(), " or "))
+	step.Float(flags, &threat.Epsilon, "epsilon", 0.3, 0, 1000, "size of the perturbation, in pixels of [0,1]")
 	step.Int(flags, &samples, "samples", 1000, 1, MaxSamples, "how many test images to attack")
 	flags.Uint64Var(&seed, "seed", 1, "seed of the attack's random starts")
 	flags.StringVar(&output, "output", "", "reference to push the examples to: HOST/REPOSITORY:TAG or oci:FOLDER:TAG")

@@ -4,7 +4,7 @@ local file = assert(io.open(os.getenv("BODY"), "rb"))
 wrk.method, wrk.body = "POST", file:read("*a")
 file:close()
 wrk.headers["Content-Type"] = "application/json"
-if os.getenv("HEADER") then
+if (os.getenv("HEADER") or "") ~= "" then
   wrk.headers["Content-Type"] = "application/octet-stream"
   wrk.headers["Inference-Header-Content-Length"] = os.getenv("HEADER")
 end

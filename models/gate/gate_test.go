@@ -262,6 +262,18 @@ func TestCase46Case47Case48Case49Case50ChecksDecide(t *testing.T) {
 		t.Fatalf("no check %s", name)
 		return nil
 	}
+	spoil2 := func(name, figure string, value float64, other string, second float64) *evaluate.Report {
+		r := spoil(name, figure, value)
+		for _, c := range r.Checks {
+			if c.Name == name {
+				c.Figures[other] = second
+			}
+		}
+		return r
+	}
+	if v, err := Decide(p, spoil2("gradient_free_is_weaker", "drop", 0.025, "escalated_drop", 0.02), nil); err != nil || !v.Pass {
+		t.Errorf("Square beats gradients honestly: %v, %v", v, err)
+	}
 	for what, c := range map[string]struct {
 		r    *evaluate.Report
 		rule string
@@ -276,6 +288,7 @@ func TestCase46Case47Case48Case49Case50ChecksDecide(t *testing.T) {
 		"noise is stronger":               {spoil("noise_is_weaker", "noise", 0.9), "noise_is_weaker"},
 		"noise is as strong":              {spoil("noise_is_weaker", "noise", 0.93), "noise_is_weaker"},
 		"Square is stronger (Case47)":     {spoil("gradient_free_is_weaker", "drop", 0.2), "gradient_free_is_weaker"},
+		"Square finds more and more":      {spoil2("gradient_free_is_weaker", "drop", 0.02, "escalated_drop", 0.2), "gradient_free_is_weaker"},
 		"one kind of attack":              {spoil("not_the_training_attack_alone", "kinds", 1), "not_the_training_attack_alone"},
 		"random answers (Case48)":         {spoil("deterministic", "difference", 0.01), "deterministic"},
 		"probabilities (Case48)":          {spoil("logits", "probabilities", 1), "logits"},

@@ -333,7 +333,7 @@ func TestCase12GateThatDies(t *testing.T) {
 				}
 				for _, e := range steps["spec"].(map[string]any)["templates"].([]any) {
 					template := e.(map[string]any)
-					if template["name"] == "evaluate" {
+					if template["name"] == "reduce" {
 						container := template["container"].(map[string]any)
 						container["command"] = json.RawMessage(command)
 						container["args"] = []string{}

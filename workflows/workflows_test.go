@@ -408,3 +408,47 @@ func TestCase06StrictReferencing(t *testing.T) {
 		t.Errorf("the controller's configuration does not say templateReferencing: Strict: %v", err)
 	}
 }
+
+// The examples are submissions that the templates take, and nothing more:
+// Argo's strict referencing refuses any other field.
+func TestExamples(t *testing.T) {
+	files, err := filepath.Glob("../examples/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no examples: %v", err)
+	}
+	known := all(shipped(t))
+	for _, file := range files {
+		docs, findings := lint.Read(file)
+		for _, f := range findings {
+			t.Error(f)
+		}
+		for _, d := range docs {
+			w, ok := d.Object.(*wfv1.Workflow)
+			if !ok || w.Spec.WorkflowTemplateRef == nil {
+				t.Errorf("%s: no Workflow from a template", file)
+				continue
+			}
+			if verdict := w.Annotations["temper/verdict"]; verdict != "promoted" && verdict != "rejected" {
+				t.Errorf("%s: annotation temper/verdict is %q", file, verdict)
+			}
+			rest := w.Spec.DeepCopy()
+			rest.WorkflowTemplateRef, rest.Arguments = nil, wfv1.Arguments{}
+			if data, _ := json.Marshal(rest); string(data) != `{"arguments":{}}` {
+				t.Errorf("%s: more than a template and parameters: %s", file, data)
+			}
+			w.Name = w.GenerateName + "x"
+			if err := validate.ValidateWorkflow(known, noClusterTemplates{}, w, nil, validate.ValidateOpts{Submit: true}); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+			has := known[w.Spec.WorkflowTemplateRef.Name].Spec.Arguments
+			for _, p := range w.Spec.Arguments.Parameters {
+				q := has.GetParameterByName(p.Name)
+				if q == nil {
+					t.Errorf("%s: the template has no parameter %s", file, p.Name)
+				} else if len(q.Enum) > 0 && !slices.Contains(q.Enum, *p.Value) {
+					t.Errorf("%s: %s is %s: not in its enum", file, p.Name, p.Value)
+				}
+			}
+		}
+	}
+}

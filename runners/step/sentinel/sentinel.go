@@ -36,7 +36,7 @@ type About struct {
 	SignedBy []string         `json:"signed_by,omitempty"` // names of the keys
 	Network  string           `json:"network,omitempty"`
 	Clean    float64          `json:"clean_accuracy,omitempty"`
-	Robust   float64          `json:"robust_accuracy,omitempty"` // in the worst case of the gate's attacks
+	Robust   float64          `json:"robust_accuracy"` // in the worst case of the gate's attacks
 	Epsilon  float64          `json:"epsilon,omitempty"`
 	Curve    []evaluate.Point `json:"curve,omitempty"` // accuracy by epsilon
 }
@@ -416,7 +416,7 @@ func (s *Sentinel) Observe(o Observation) error {
 				w.shifted++
 				s.metrics.shifted.Inc()
 			}
-			if w.attack.Level() < 1 {
+			if w.attack.Level() < w.attack.Limit()/3 {
 				w.onset = onset{w.requests - 1, w.flagged, now}
 			}
 			if score.Flagged {

@@ -30,7 +30,7 @@ func TestLargeSetNeedsNoHeap(t *testing.T) {
 			need = 4
 		}
 		side, n := 256, 0
-		for n*side*side*need < 2*mapFrom {
+		for n*side*side*need <= mapFrom {
 			n++
 		}
 		dir := t.TempDir()

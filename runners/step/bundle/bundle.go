@@ -34,6 +34,8 @@ func Command() *cobra.Command {
 and attestations, and what else is signed about it. Stock tools read it. It is
 verified when it is written and again where it is loaded; the same content gives
 the same bytes.`,
+		Example: `  temper bundle save --model localhost:5000/mnist:1 --key cosign.pub --output mnist.tar
+  temper bundle load mnist.tar --to registry.internal/mnist:1 --key cosign.pub --repository localhost/mnist`,
 	}
 	cmd.AddCommand(save(), load())
 	return cmd
@@ -45,7 +47,7 @@ func save() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "save --model REF --key cosign.pub --output FILE",
 		Short:   "Write a model and its signatures to one file",
-		Example: "  temper bundle save --model localhost:5000/mnist:production-model --key cosign.pub --output mnist.tar",
+		Example: "  temper bundle save --model localhost:5000/mnist:1 --key cosign.pub --output mnist.tar",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx, s := cmd.Context(), step.From(cmd)

@@ -18,6 +18,7 @@ type builder struct {
 	weights map[*tensor]bool   // tensors that are some layer's weight
 	values  map[string]value   // made by nodes, and the input
 	numbers map[string][]int64 // shapes and what is computed from them
+	columns map[string]int     // of numbers that are a table
 	uses    map[string]int     // how often each name is read
 	batch   int64              // the size of N, 0 where it is free
 
@@ -56,7 +57,7 @@ const shared = 1 << 20
 func build(g *graph, size int, mean, std []float32) (*nn.Network, error) {
 	b := &builder{
 		graph: g, tensors: map[string]*tensor{}, used: map[string]bool{}, weights: map[*tensor]bool{},
-		values: map[string]value{}, numbers: map[string][]int64{}, uses: map[string]int{},
+		values: map[string]value{}, numbers: map[string][]int64{}, columns: map[string]int{}, uses: map[string]int{},
 	}
 	for _, t := range g.initializers {
 		if err := b.addTensor(t.name, t); err != nil {

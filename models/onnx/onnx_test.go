@@ -43,6 +43,160 @@ func random(rng *rand.Rand) nn.Description {
 	return d
 }
 
+// randomGraph is a network of layers of all kinds that take one another's
+// outputs.
+func randomGraph(rng *rand.Rand) nn.Description {
+	for {
+		d := nn.Description{Name: "graph", Input: nn.Shape{Height: 3 + rng.IntN(9), Width: 3 + rng.IntN(9), Channels: 1 + rng.IntN(4)}}
+		shapes := []nn.Shape{d.Input}
+		open := map[int]bool{-1: true} // taken by no layer so far
+		add := func(l nn.Layer, from ...int) bool {
+			var in []nn.Shape
+			for _, f := range from {
+				in = append(in, shapes[f+1])
+			}
+			if len(from) != 1 || from[0] != len(d.Layers)-1 {
+				l.From = from
+			}
+			out, err := l.Output(in...)
+			if err != nil || out.Size() > 4000 {
+				return false
+			}
+			for _, f := range from {
+				delete(open, f)
+			}
+			open[len(d.Layers)] = true
+			d.Layers, shapes = append(d.Layers, l), append(shapes, out)
+			return true
+		}
+		for range 4 + rng.IntN(12) {
+			from := len(d.Layers) - 1 - rng.IntN(min(3, len(d.Layers)+1))
+			in := shapes[from+1]
+			k := 1 + rng.IntN(4)
+			switch rng.IntN(10) {
+			case 0, 1:
+				c := &nn.Conv{Filters: 1 + rng.IntN(6), Kernel: k, Stride: rng.IntN(3), Padding: rng.IntN(3), Dilation: rng.IntN(3), ReLU: rng.IntN(2) == 0}
+				if g := 1 + rng.IntN(in.Channels); in.Channels%g == 0 && g > 1 {
+					c.Groups, c.Filters = g, g*(1+rng.IntN(3))
+				}
+				add(nn.Layer{Conv: c}, from)
+			case 2:
+				add(nn.Layer{MaxPool: &nn.MaxPool{Size: k, Stride: rng.IntN(3), Padding: rng.IntN(k) / 2}}, from)
+			case 3:
+				add(nn.Layer{AvgPool: &nn.AvgPool{Size: k, Stride: rng.IntN(3), Padding: rng.IntN(k) / 2, CountPadding: rng.IntN(2) == 0}}, from)
+			case 4:
+				add(nn.Layer{Affine: &nn.Affine{ReLU: rng.IntN(2) == 0}}, from)
+			case 5:
+				n := &nn.Normalise{Mean: []float32{rng.Float32()}}
+				for range in.Channels {
+					n.Std = append(n.Std, 0.5+rng.Float32())
+				}
+				add(nn.Layer{Normalise: n}, from)
+			case 6:
+				a := nn.Activation{Function: nn.Functions[rng.IntN(5)]}
+				switch a.Function {
+				case "leaky_relu":
+					a.Slope = rng.Float32()
+				case "clip":
+					a.Min, a.Max = -rng.Float32(), rng.Float32()
+				}
+				add(nn.Layer{Activation: &a}, from)
+			case 7:
+				other := rng.IntN(len(d.Layers)+1) - 1
+				add(nn.Layer{Combine: &nn.Combine{Operator: nn.Operators[rng.IntN(3)], ReLU: rng.IntN(2) == 0}}, from, other)
+			case 8:
+				add(nn.Layer{Pad: &nn.Pad{Top: rng.IntN(3), Left: rng.IntN(3), Bottom: rng.IntN(3), Right: rng.IntN(3), Value: rng.Float32()}}, from)
+			default: // channels before rows and columns
+				s := []int{in.Channels, in.Height * in.Width}
+				p := &nn.Permute{Sizes: s, Strides: []int{1, in.Channels}, Shape: nn.Shape{Height: in.Width, Width: in.Channels, Channels: in.Height}}
+				add(nn.Layer{Permute: p}, from)
+			}
+		}
+		// What no layer took is averaged, flattened to one pixel each, and joined.
+		var ends []int
+		for i := range len(d.Layers) {
+			if open[i] {
+				if rng.IntN(2) == 0 {
+					add(nn.Layer{AvgPool: &nn.AvgPool{}}, i)
+				} else {
+					add(nn.Layer{Dense: &nn.Dense{Units: 1 + rng.IntN(5), ReLU: rng.IntN(2) == 0}}, i)
+				}
+				ends = append(ends, len(d.Layers)-1)
+			}
+		}
+		if len(ends) > 1 {
+			add(nn.Layer{Concat: &nn.Concat{}}, ends...)
+		}
+		add(nn.Layer{Dense: &nn.Dense{Units: 2 + rng.IntN(5)}}, len(d.Layers)-1)
+		if rng.IntN(8) == 0 {
+			add(nn.Layer{Activation: &nn.Activation{Function: "softmax"}}, len(d.Layers)-1)
+		}
+		if _, err := d.Shapes(); err == nil && !open[-1] {
+			return d
+		}
+	}
+}
+
+// jitter gives scales and biases other values than the ones they start with.
+func jitter(rng *rand.Rand, n *nn.Network) {
+	for _, p := range n.Parameters {
+		if len(p.Shape) == 1 {
+			for i := range p.Data {
+				p.Data[i] += rng.Float32() - 0.5
+			}
+		}
+	}
+}
+
+// A network of any layers means the same after its way through a file, twice.
+// Its layers may be others: a layer may be folded into the one before it, or a
+// permutation into the weights behind it.
+func TestRoundTripOfGraphs(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	for i := range 100 {
+		n, err := nn.New(randomGraph(rng), uint64(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		jitter(rng, n)
+		data, err := Marshal(n, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, _, err := Unmarshal(data)
+		if err != nil {
+			t.Fatalf("%+v: %v", n.Description, err)
+		}
+		x := make([]float32, n.Input.Size())
+		for k := range x {
+			x[k] = rng.Float32()
+		}
+		own, err := Marshal(back, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, _, err := Unmarshal(own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var logits [3][]float32
+		for k, net := range []*nn.Network{n, back, again} {
+			f, err := nn.NewForward(net, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			logits[k] = f.Logits(x, 1)
+		}
+		for k, want := range logits[0] {
+			for way, got := range logits[1:] {
+				if d := math.Abs(float64(got[k] - want)); !(d <= 1e-5*max(1, math.Abs(float64(want)))) {
+					t.Fatalf("network %d: logit %d is %v, and %v after way %d through a file", i, k, want, got[k], way+1)
+				}
+			}
+		}
+	}
+}
+
 func TestRoundTripIsExact(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for i := range 300 {

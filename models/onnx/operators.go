@@ -24,6 +24,7 @@ func init() {
 		"Clip":               (*builder).clip,
 		"Concat":             (*builder).concat,
 		"Constant":           notOfValues, // apply takes it before
+		"ConstantOfShape":    notOfValues,
 		"Conv":               (*builder).conv,
 		"Div":                (*builder).arithmetic,
 		"Dropout":            (*builder).dropout,
@@ -671,7 +672,7 @@ func (b *builder) pad(n *node) (value, error) {
 		pads = a.ints
 	} else if len(n.inputs) < 2 {
 		return v, errors.New("it has no pads")
-	} else if pads, err = b.constants(n.inputs[1]); err != nil {
+	} else if pads, err = b.numbersOf(n.inputs[1]); err != nil {
 		return v, err
 	}
 	if len(n.inputs) > 3 && n.inputs[3] != "" {
@@ -760,6 +761,16 @@ func (b *builder) reshape(n *node) (value, error) {
 	batch := to[0] == 0 || to[0] == batchSize || to[0] == b.batch && b.batch > 0 || to[0] == -1 && free < 0
 	if known != total || !batch {
 		return v, fmt.Errorf("from %v to %v: it must keep the batch as first dimension, and %d values", v, names(to), total)
+	}
+	if to, err := v.reshape(sizes); err == nil {
+		return to, nil
+	}
+	// The new dimensions cut across the old ones: put the values in order first.
+	if v, err = v.reshape([]int{int(total)}); err != nil {
+		return v, err
+	}
+	if v, err = b.vector(v); err != nil {
+		return v, err
 	}
 	return v.reshape(sizes)
 }

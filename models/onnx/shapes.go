@@ -1,14 +1,16 @@
 package onnx
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
 )
 
 // PyTorch writes x.view(x.size(0), -1) as a computation of the new shape from
-// the old. The few nodes that such computations consist of are evaluated here,
-// with batchSize for the size that is known only later.
+// the old, and the paddings of F.pad as one that turns their order round. The few
+// nodes that such computations consist of are evaluated here, with batchSize for
+// the size that is known only later.
 
 const batchSize = math.MinInt64
 
@@ -17,7 +19,7 @@ func (b *builder) ofNumbers(n *node) bool {
 	switch n.op {
 	case "Shape":
 		return true
-	case "Cast", "Concat", "Gather", "Identity", "Slice", "Squeeze", "Unsqueeze":
+	case "Cast", "Concat", "ConstantOfShape", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze":
 		for _, in := range n.inputs {
 			if _, ok := b.values[in]; ok {
 				return false
@@ -35,9 +37,10 @@ func (b *builder) ofNumbers(n *node) bool {
 	return false
 }
 
-// compute evaluates such a node. Single numbers are lists of one.
+// compute evaluates such a node. Single numbers are lists of one; a table of two
+// dimensions is its rows one after the other, and b.columns its width.
 func (b *builder) compute(n *node) ([]int64, error) {
-	if err := n.allow(attributes{"axis": kindInt, "axes": kindInts, "start": kindInt, "end": kindInt, "to": kindInt}); err != nil {
+	if err := n.allow(attributes{"allowzero": kindInt, "axis": kindInt, "axes": kindInts, "start": kindInt, "end": kindInt, "perm": kindInts, "to": kindInt, "value": kindTensor}); err != nil {
 		return nil, err
 	}
 	if n.op == "Shape" {
@@ -55,32 +58,67 @@ func (b *builder) compute(n *node) ([]int64, error) {
 	if err != nil {
 		return nil, err
 	}
-	arguments := make([][]int64, len(n.inputs))
-	for i := 1; i < len(n.inputs) && n.op != "Concat"; i++ {
+	columns, out := b.columns[n.inputs[0]], n.outputs[0]
+	arguments := make([][]int64, 5)
+	for i := 1; i < min(len(n.inputs), 5) && n.op != "Concat"; i++ {
+		if n.inputs[i] == "" {
+			continue
+		}
 		if arguments[i], err = b.constants(n.inputs[i]); err != nil {
 			return nil, err
 		}
 	}
 	switch n.op {
-	case "Cast", "Identity", "Squeeze", "Unsqueeze":
+	case "Cast", "Identity":
+		b.columns[out] = columns
 		return in, nil
+	case "Squeeze", "Unsqueeze":
+		return in, nil
+	case "Reshape":
+		switch to := arguments[1]; {
+		case slices.Equal(to, []int64{-1}):
+		case len(to) == 2 && to[0] == -1 && to[1] > 0 && int64(len(in))%to[1] == 0:
+			b.columns[out] = int(to[1])
+		default:
+			return nil, fmt.Errorf("of a shape to %v: supported are [-1] and [-1 columns]", to)
+		}
+		return in, nil
+	case "Transpose":
+		if columns == 0 {
+			return in, nil
+		}
+		rows := len(in) / columns
+		b.columns[out] = rows
+		turned := make([]int64, len(in))
+		for i, v := range in {
+			turned[i%columns*rows+i/columns] = v
+		}
+		return turned, nil
+	case "ConstantOfShape":
+		if len(in) != 1 || in[0] < 0 || in[0] > maxRank {
+			return nil, fmt.Errorf("of shape %v: one dimension of at most %d is supported", names(in), maxRank)
+		}
+		fill := []int64{0}
+		if a := n.attribute("value"); a != nil && a.tensor != nil {
+			if fill, err = a.tensor.shape(); err != nil || len(fill) != 1 {
+				return nil, fmt.Errorf("its value must be one int64 (%v)", err)
+			}
+		}
+		return slices.Repeat(fill, int(in[0])), nil
 	case "Concat":
-		out := slices.Clone(in)
+		all := slices.Clone(in)
 		for _, name := range n.inputs[1:] {
 			more, err := b.numbersOf(name)
 			if err != nil {
 				return nil, err
 			}
-			if out = append(out, more...); len(out) > maxRank {
+			if all = append(all, more...); len(all) > maxRank {
 				return nil, fmt.Errorf("a shape of more than %d dimensions", maxRank)
 			}
 		}
-		return out, nil
+		return all, nil
 	case "Gather":
-		if len(arguments) != 2 {
-			return nil, fmt.Errorf("%d inputs: 2 are expected", len(n.inputs))
-		}
-		var out []int64
+		var taken []int64
 		for _, i := range arguments[1] {
 			if i < 0 {
 				i += int64(len(in))
@@ -88,15 +126,31 @@ func (b *builder) compute(n *node) ([]int64, error) {
 			if i < 0 || i >= int64(len(in)) {
 				return nil, fmt.Errorf("index %d of %d numbers", i, len(in))
 			}
-			out = append(out, in[i])
+			taken = append(taken, in[i])
 		}
-		return out, nil
+		return taken, nil
 	}
 	// Slice
-	if len(arguments) < 3 || len(arguments[1]) != 1 || len(arguments[2]) != 1 || len(arguments) > 4 && !slices.Equal(arguments[4], []int64{1}) {
-		return nil, fmt.Errorf("only a start and an end, with step 1, are supported")
+	start, end, axes, step := arguments[1], arguments[2], arguments[3], arguments[4]
+	if len(start) != 1 || len(end) != 1 || len(step) > 1 || len(axes) > 0 && !slices.Equal(axes, []int64{0}) {
+		return nil, errors.New("only one start and end, of the first dimension, are supported")
 	}
-	return part(in, arguments[1][0], arguments[2][0])
+	width := max(columns, 1)
+	b.columns[out] = columns
+	switch {
+	case len(step) == 0 || step[0] == 1:
+		if columns > 0 {
+			return nil, errors.New("of a table only its turning round is supported")
+		}
+		return part(in, start[0], end[0])
+	case step[0] == -1 && start[0] == -1 && end[0] < -int64(len(in)):
+		var back []int64
+		for _, row := range slices.Backward(slices.Collect(slices.Chunk(in, width))) {
+			back = append(back, row...)
+		}
+		return back, nil
+	}
+	return nil, fmt.Errorf("from %v to %v by %v: supported are step 1, and -1 over everything", start, end, step)
 }
 
 // part is in[start:end] as ONNX and Python have it.

@@ -30,7 +30,7 @@ func TestAttackIsAnswered(t *testing.T) {
 			if err := install(ns, fmt.Sprintf(`configMapGenerator:
 - name: serving
   behavior: merge
-  literals: [TEMPER_CHANNEL=%s:production, TEMPER_POLICY=%s]
+  literals: [TEMPER_CHANNEL=%[1]s:production, TEMPER_EVIDENCE=%[1]s, "TEMPER_POLICY=%[2]s"]
 patches:
 - target: {kind: Deployment}
   patch: '[{op: replace, path: /spec/replicas, value: 0}]'

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -125,6 +126,22 @@ func TestCase02Case03Case04ManifestsAreClean(t *testing.T) {
 	}
 }
 
+// cacheKey is what Argo takes for a key of memoized results.
+var cacheKey = regexp.MustCompile("^[a-zA-Z0-9][-a-zA-Z0-9]*$")
+
+// Outputs by expression see a template's own inputs and steps only.
+func TestExpressionsStayInTheirTemplate(t *testing.T) {
+	for _, w := range all(shipped(t)) {
+		for _, tmpl := range w.Spec.Templates {
+			for _, o := range tmpl.Outputs.Parameters {
+				if o.ValueFrom != nil && strings.Contains(o.ValueFrom.Expression, "workflow.") {
+					t.Errorf("%s/%s: output %s: Argo does not know the workflow's variables there", w.Name, tmpl.Name, o.Name)
+				}
+			}
+		}
+	}
+}
+
 // leaves are all templates with a container.
 func leaves(known templates) map[string]*wfv1.Template {
 	found := map[string]*wfv1.Template{}
@@ -166,6 +183,9 @@ func TestCase01ParametersArriveAsOneArgument(t *testing.T) {
 				if got.Container.Args[i] != want {
 					t.Errorf("%s: argument %.60q became %.100q, not %.100q", name, arg, got.Container.Args[i], want)
 				}
+			}
+			if got.Memoize != nil && !cacheKey.MatchString(got.Memoize.Key) {
+				t.Errorf("%s: %.80q makes the key %.100q, which Argo refuses", name, value, got.Memoize.Key)
 			}
 			if len(got.Container.Env) != len(tmpl.Container.Env) {
 				t.Errorf("%s: %.80q changed the environment", name, value)

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/temper-ml/temper/models/nn"
@@ -142,7 +143,26 @@ func accuracy(s *images, labels func(Score) int, scores []Score) float64 {
 	return float64(right) / float64(s.Len())
 }
 
+// calibrated makes one detector for all tests: the race detector makes a
+// calibration slow.
 func calibrated(t testing.TB) (*Detector, *nn.Network) {
+	t.Helper()
+	made.Do(func() { made.detector, made.served = calibrate(t) })
+	if made.detector == nil {
+		t.Fatal("the calibration failed before")
+	}
+	d := *made.detector
+	d.Calibration.Signals = slices.Clone(d.Calibration.Signals)
+	return &d, made.served
+}
+
+var made struct {
+	sync.Once
+	detector *Detector
+	served   *nn.Network
+}
+
+func calibrate(t testing.TB) (*Detector, *nn.Network) {
 	t.Helper()
 	served, guard := trained(t, false), trained(t, true)
 	d, err := Calibrate(t.Context(), gradients(t, served), guard, makeImages(2000, 2), makeImages(2500, 3))
@@ -367,7 +387,7 @@ func TestSqueeze(t *testing.T) {
 
 func TestSameCalibration(t *testing.T) {
 	a, _ := calibrated(t)
-	b, _ := calibrated(t)
+	b, _ := calibrate(t)
 	x, _ := json.Marshal(a.Calibration)
 	y, _ := json.Marshal(b.Calibration)
 	if string(x) != string(y) {

@@ -14,14 +14,14 @@ import (
 // than one who does not.
 func TestEvaluate(t *testing.T) {
 	d, served := calibrated(t)
-	set := makeImages(300, 11)
+	set := makeImages(200, 11)
 	labels := make([]uint8, set.Len())
 	for i, y := range set.labels {
 		labels[i] = uint8(y)
 	}
 	done := 0
 	figures, err := d.Evaluate(t.Context(), gradients(t, served), gradients(t, d.Guard), set.pixels, labels, Evaluation{
-		Attacks: []string{"fgsm", "pgd-10"}, Epsilons: []float64{0.3}, Adaptive: 10, Seed: 1, Requests: 100_000,
+		Attacks: []string{"fgsm", "pgd-10"}, Epsilons: []float64{0.3}, Adaptive: 10, Seed: 1, Requests: 20_000,
 		Progress: func(n, total int) { done = n*1000 + total },
 	})
 	if err != nil {

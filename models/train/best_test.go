@@ -3,6 +3,7 @@ package train
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -57,5 +58,13 @@ func TestLookingForTheBestDoesNotChangeTheTraining(t *testing.T) {
 	}
 	if !slices.Equal(weights[0], weights[1]) {
 		t.Error("the moving averages differ")
+	}
+}
+
+func TestTrainingRefusesANormItDoesNotDefendIn(t *testing.T) {
+	other := threat
+	other.Norm = "l2"
+	if _, err := newTrainer(toyNetwork(t), toy(405, 1), toy(60, 2), everything(), other, 3, Options{}); err == nil || !strings.Contains(err.Error(), "linf only") {
+		t.Errorf("in l2: %v", err)
 	}
 }

@@ -130,6 +130,9 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 	if err := threat.Validate(); err != nil {
 		return nil, err
 	}
+	if recipe.Adversarial() && threat.Norm != "linf" {
+		return nil, fmt.Errorf("threat.norm is %s: training defends within linf only", threat.Norm)
+	}
 	if recipe.Adversarial() && threat.Epsilon == 0 {
 		for i, p := range recipe.Phases {
 			if p.Method != "standard" && p.Epsilon == 0 {

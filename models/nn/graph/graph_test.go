@@ -1,6 +1,7 @@
 package graph
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"runtime"
@@ -9,6 +10,8 @@ import (
 	"gorgonia.org/gorgonia"
 
 	"github.com/temper-ml/temper/models/nn"
+	"github.com/temper-ml/temper/models/nn/kernel"
+	"github.com/temper-ml/temper/models/zoo"
 )
 
 // The networks cover what the zoo's networks are made of, with sizes that fill
@@ -306,38 +309,68 @@ func wong(b *testing.B) *nn.Network {
 	return net
 }
 
-func BenchmarkAttack(b *testing.B) {
-	const n = 128
-	net := wong(b)
-	attack, err := NewAttack(net, n)
-	if err != nil {
-		b.Fatal(err)
-	}
-	x := fill(rand.New(rand.NewPCG(1, 1)), n*net.Input.Size())
-	loss := weigh(fill(rand.New(rand.NewPCG(1, 2)), n*10), 10)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, _, err := attack.Gradient(x, n, loss); err != nil {
+// steps runs a benchmark for the networks of the zoo on every path but the slow
+// portable one.
+func steps(b *testing.B, prepare func(net *nn.Network, batch int) (step func() error, err error)) {
+	for _, name := range []string{"wong", "paper", "trades"} {
+		d, err := zoo.LoadNetwork(name)
+		if err != nil {
 			b.Fatal(err)
 		}
+		for _, path := range kernel.Paths() {
+			for _, batch := range []int{128, 512} {
+				if path == "portable" {
+					continue
+				}
+				b.Run(fmt.Sprintf("%s/%s/%d", name, path, batch), func(b *testing.B) {
+					defer kernel.Use(path)()
+					net, err := nn.New(d, 1)
+					if err != nil {
+						b.Fatal(err)
+					}
+					step, err := prepare(net, batch)
+					if err != nil {
+						b.Fatal(err)
+					}
+					b.ReportAllocs()
+					for b.Loop() {
+						if err := step(); err != nil {
+							b.Fatal(err)
+						}
+					}
+					b.ReportMetric(float64(batch)*float64(b.N)/b.Elapsed().Seconds(), "images/s")
+				})
+			}
+		}
 	}
-	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "images/s")
 }
 
+// BenchmarkAttack measures gradients with respect to the input, as training
+// takes them.
+func BenchmarkAttack(b *testing.B) {
+	steps(b, func(net *nn.Network, batch int) (func() error, error) {
+		x := fill(rand.New(rand.NewPCG(1, 1)), batch*net.Input.Size())
+		loss := weigh(fill(rand.New(rand.NewPCG(1, 2)), batch*10), 10)
+		attack, err := NewFastAttack(net, batch)
+		return func() error { _, _, err := attack.Gradient(x, batch, loss); return err }, err
+	})
+}
+
+// BenchmarkTraining measures gradients with respect to the weights.
 func BenchmarkTraining(b *testing.B) {
-	const n = 128
-	net := wong(b)
-	training, err := NewTraining(net, n)
-	if err != nil {
-		b.Fatal(err)
-	}
-	x := fill(rand.New(rand.NewPCG(1, 1)), n*net.Input.Size())
-	loss := weigh(fill(rand.New(rand.NewPCG(1, 2)), n*10), 10)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := training.Step(x, n, loss); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "images/s")
+	steps(b, func(net *nn.Network, batch int) (func() error, error) {
+		x := fill(rand.New(rand.NewPCG(1, 1)), batch*net.Input.Size())
+		loss := weigh(fill(rand.New(rand.NewPCG(1, 2)), batch*10), 10)
+		training, err := NewFastTraining(net, batch)
+		return func() error { _, err := training.Step(x, batch, loss); return err }, err
+	})
+}
+
+// BenchmarkLogits measures answers.
+func BenchmarkLogits(b *testing.B) {
+	steps(b, func(net *nn.Network, batch int) (func() error, error) {
+		x := fill(rand.New(rand.NewPCG(1, 1)), batch*net.Input.Size())
+		attack, err := NewAttack(net, batch)
+		return func() error { _, err := attack.Logits(x, batch); return err }, err
+	})
 }

@@ -5,6 +5,7 @@ package tasks
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/hmac"
 	"crypto/sha1"
@@ -25,6 +26,7 @@ import (
 	"github.com/tektoncd/triggers/pkg/interceptors/cel"
 	"github.com/tektoncd/triggers/pkg/interceptors/github"
 	"github.com/tektoncd/triggers/pkg/template"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"knative.dev/pkg/apis"
 	"sigs.k8s.io/kustomize/api/krusty"
@@ -363,6 +365,36 @@ func TestCase08EventsThatNobodySigned(t *testing.T) {
 	}
 	if made := deliver(t, docs, body, signed(body)); len(made) != 1 {
 		t.Errorf("the signed event made %d runs", len(made))
+	}
+}
+
+// Tekton's listener reads whatever it is sent: what bounds it is its memory
+// limit, and an ingress. What is not plain JSON runs nothing, signed or not.
+func TestCase10GzippedAndOversizeEvents(t *testing.T) {
+	docs := shipped(t)
+	var zipped bytes.Buffer
+	z := gzip.NewWriter(&zipped)
+	z.Write(push("refs/heads/main", commit, "models/mine.yaml"))
+	z.Close()
+	header := signed(zipped.Bytes())
+	header.Set("Content-Encoding", "gzip")
+	if made := deliver(t, docs, zipped.Bytes(), header); len(made) != 0 {
+		t.Errorf("a gzipped event made %s", made[0].Name)
+	}
+	listener := find[*triggersv1.EventListener](t, docs, "github")
+	var pod struct {
+		Spec struct {
+			Template struct {
+				Spec corev1.PodSpec `json:"spec"`
+			} `json:"template"`
+		} `json:"spec"`
+	}
+	data, err := json.Marshal(listener.Spec.Resources.KubernetesResource)
+	if err == nil {
+		err = json.Unmarshal(data, &pod)
+	}
+	if c := pod.Spec.Template.Spec.Containers; err != nil || len(c) != 1 || c[0].Resources.Limits.Memory().IsZero() {
+		t.Errorf("the listener's memory has no limit: %v", err)
 	}
 }
 

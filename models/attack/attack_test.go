@@ -145,7 +145,7 @@ func TestCase43EveryAttackStaysInBallAndBox(t *testing.T) {
 		threat := Threat{"linf", epsilon}
 		m := newLinear(t, 30, 4, 8, 7)
 		x, labels := images(t, m, 19, 11)
-		for _, name := range Names() {
+		for _, name := range []string{"fgsm", "noise-20", "pgd-20", "pgd-7x3", "apgd-ce-25", "apgd-dlr-25", "apgd-t-25", "fab-t-25", "square-300x2"} {
 			a, err := Parse(name, threat)
 			if err != nil {
 				t.Fatal(err)
@@ -158,7 +158,7 @@ func TestCase43EveryAttackStaysInBallAndBox(t *testing.T) {
 				}
 				moved = moved || adv[i] != x[i]
 			}
-			if moved != (epsilon > 1e-8) && epsilon != 1e-9 && !(name == "fab-t" && epsilon < 0.1) { // 1e-9 is below float32's resolution for most pixels; FAB keeps an image only if it is misclassified
+			if moved != (epsilon > 1e-8) && epsilon != 1e-9 && !(name == "fab-t-25" && epsilon < 0.1) { // 1e-9 is below float32's resolution for most pixels; FAB keeps an image only if it is misclassified
 				t.Errorf("%s, epsilon %v: moved %v", name, epsilon, moved)
 			}
 		}

@@ -100,7 +100,7 @@ func TestLinearOracleOfEveryAttack(t *testing.T) {
 // With several classes the targeted attacks must find every class's boundary,
 // and the untargeted ones none that is not there.
 func TestLinearOracleOfTargetedAttacks(t *testing.T) {
-	const n, pixels, classes = 80, 40, 6
+	const n, pixels, classes = 40, 40, 6
 	m := newLinear(t, pixels, classes, 16, 5)
 	x, labels := images(t, m, n, 6)
 	threat := Threat{"linf", 0.03}

@@ -470,6 +470,7 @@ func BenchmarkLayer(b *testing.B) {
 			}
 			l.layer.Turn(turned, w)
 			take := l.layer.Pack(packed, w)
+			l.layer.Forward(y, x, take, bias, rows, true) // gradients need the places of the maxima
 			for _, part := range []struct {
 				name string
 				run  func()

@@ -136,9 +136,10 @@ func (c *Conv) reversed() *Conv {
 		c.back = &Conv{
 			Height: c.OutHeight, Width: c.OutWidth, Channels: c.Filters,
 			OutHeight: c.Height, OutWidth: c.Width, Filters: c.Channels,
-			Kernel: c.Kernel, Stride: 1, Padding: c.Kernel - 1 - c.Padding, BF16: c.BF16,
+			Kernel: c.Kernel, Stride: 1, Padding: c.Kernel - 1 - c.Padding,
 		}
 	}
+	c.back.BF16 = c.BF16
 	return c.back
 }
 

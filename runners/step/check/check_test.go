@@ -15,7 +15,9 @@ const definition = `
 name: mine
 network: wong
 dataset: mnist
-recipe: {train: standard, retrain: fast}
+recipe:
+  train: {batch: 16, optimiser: {learning_rate: 0.005}, schedule: {kind: triangular}, phases: [{method: standard, epochs: 3}]}
+  retrain: {batch: 16, optimiser: {learning_rate: 0.005}, schedule: {kind: triangular}, phases: [{method: fgsm, epochs: 3}]}
 threat: {norm: linf, epsilon: 0.25}
 policy: {attacks: [fgsm], min_clean_accuracy: 0.5, min_robust_accuracy: 0.5, max_clean_regression: 1, max_robust_regression: 1, min_samples: 1000, confidence: 0.95}
 `

@@ -33,7 +33,7 @@ func TestAttackIsAnswered(t *testing.T) {
   literals: [TEMPER_CHANNEL=%[1]s:production, TEMPER_EVIDENCE=%[1]s, "TEMPER_POLICY=%[2]s"]
 patches:
 - target: {kind: Deployment}
-  patch: '[{op: replace, path: /spec/replicas, value: 0}]'
+  patch: '[{"op": "replace", "path": "/spec/replicas", "value": 0}]'
 `, repository, definition)); err != nil {
 				t.Fatal(err)
 			}

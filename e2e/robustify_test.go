@@ -473,7 +473,7 @@ func TestFromOutside(t *testing.T) {
 // sentinel.
 func installIn(t *testing.T, ns string) {
 	t.Helper()
-	if err := install(ns, "patches:\n- target: {kind: Deployment}\n  patch: '[{op: replace, path: /spec/replicas, value: 0}]'\n"); err != nil {
+	if err := install(ns, "patches:\n- target: {kind: Deployment}\n  patch: '[{\"op\": \"replace\", \"path\": \"/spec/replicas\", \"value\": 0}]'\n"); err != nil {
 		t.Fatal(err)
 	}
 }

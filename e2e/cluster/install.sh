@@ -62,7 +62,8 @@ patches:
   - target: {kind: Deployment, name: argo-server}
     patch: '{\$patch: delete, apiVersion: apps/v1, kind: Deployment, metadata: {name: argo-server}}'
   - target: {kind: Deployment, name: workflow-controller}
-    patch: '[{op: replace, path: /spec/template/spec/containers/0/args, value: [--executor-image, "quay.io/argoproj/argoexec:$version", --executor-image-pull-policy, IfNotPresent]}]'
+    patch: |-
+      - {op: replace, path: /spec/template/spec/containers/0/args, value: [--executor-image, "quay.io/argoproj/argoexec:$version", --executor-image-pull-policy, IfNotPresent]}
 EOF
     kubectl kustomize "$manifests" | apply
     rm -rf "$manifests"
@@ -84,10 +85,10 @@ tekton() {
     T=$(dir triggers github.com/tektoncd/triggers)/config
     join "$P"/100-namespace/*.yaml "$P"/300-crds/*.yaml "$T"/300*.yaml | apply
     kubectl wait --for=condition=Established crd --all --timeout=60s >/dev/null
-    # Images by the names that ../images gives them; every version "devel" is a
-    # release's to fill in.
+    # Images by the names that images/ gives them; every version "devel" is a
+    # release's to fill in; tini is where Debian has it.
     join "$P"/2*.yaml "$P"/500-webhooks.yaml "$P"/clusterrole-*.yaml "$P"/config-*.yaml "$P"/{controller,events,webhook}.yaml "$P"/resolvers/*.yaml |
-      sed -E "s#ko://github.com/tektoncd/pipeline/cmd/([a-z]+)#localhost/tekton/\1:$pipeline#g; s#(release|version): \"?devel\"?#\1: \"$pipeline\"#" | apply
+      sed -E "s#ko://github.com/tektoncd/pipeline/cmd/([a-z]+)#localhost/tekton/\1:$pipeline#g; s#/sbin/tini#/usr/bin/tini#; s#(release|version): \"?devel\"?#\1: \"$pipeline\"#" | apply
     ready tekton-pipelines
     join "$T"/2*.yaml "$T"/500*.yaml "$T"/clusterrole-*.yaml "$T"/config-*.yaml "$T"/controller*.yaml "$T"/webhook*.yaml "$T"/interceptors/*.yaml |
       sed -E "s#ko://github.com/tektoncd/triggers/cmd/([a-z]+)#localhost/triggers/\1:$triggers#g; s#(release|version): \"?devel\"?#\1: \"$triggers\"#" | apply

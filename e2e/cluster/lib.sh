@@ -7,6 +7,7 @@ repository=$(cd "$here/../.." && pwd)
 cache=${TEMPER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/temper}
 cluster=temper
 node=$cluster-control-plane
+ready=$cache/ready # there while the cluster is up, with all that belongs in it
 export KUBECONFIG=$cache/kubeconfig
 export DOCKER_BUILDKIT=0 # Debian's Docker has no buildx
 export CGO_ENABLED=0

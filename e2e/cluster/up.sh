@@ -4,7 +4,7 @@
 source "$(dirname "$0")/lib.sh"
 
 "$here/docker.sh" up
-if running; then
+if [ -f "$ready" ] && running; then
   echo "the cluster is up already; go tool task down removes it"
   exit
 fi
@@ -24,10 +24,13 @@ internet)
   exit 2
   ;;
 esac
-timed "kind create cluster" kind create cluster -q --config "$repository/kind-config.yaml" --image "$image" --wait 180s
+if ! running; then
+  timed "kind create cluster" kind create cluster -q --config "$repository/kind-config.yaml" --image "$image" --wait 180s
+fi
 if [ "$source" = internet ]; then # the other way kubectl was built with the rest
   mkdir -p "$cache/bin/kubernetes"
   docker cp "$node:/usr/bin/kubectl" "$cache/bin/kubernetes/kubectl"
 fi
 timed "all that is installed" "$here/install.sh" "$source"
+touch "$ready"
 echo "KUBECONFIG=$KUBECONFIG"

@@ -120,7 +120,11 @@ func parse(ref string) (*Reference, error) {
 	if !ok || !strings.ContainsAny(host, ".:") && host != "localhost" {
 		return nil, fmt.Errorf("reference %q names no registry: write HOST/REPOSITORY[:TAG], such as localhost:5000/mnist:v1, or oci:DIR[:TAG] for a folder", redact(ref))
 	}
-	repository, err := name.NewRepository(rest)
+	var options []name.Option
+	if inCluster(host) {
+		options = append(options, name.Insecure)
+	}
+	repository, err := name.NewRepository(rest, options...)
 	if err != nil {
 		return nil, fmt.Errorf("reference %q: %w", ref, err)
 	}
@@ -229,6 +233,16 @@ func identity(repo name.Repository) string {
 func isLoopback(host string) bool {
 	ip := net.ParseIP(strings.Trim(host, "[]"))
 	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// inCluster says whether a host is a Kubernetes Service by its full name. Such a
+// registry may be without TLS: it is asked by HTTPS first and then by HTTP, as
+// one on this machine is.
+func inCluster(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	return strings.HasSuffix(host, ".svc.cluster.local")
 }
 
 // Name is the reference for the functions of go-containerregistry and cosign;

@@ -287,6 +287,22 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// Only a host that is this machine or a Service in the cluster is asked without
+// TLS.
+func TestSchemes(t *testing.T) {
+	for host, want := range map[string]string{
+		"localhost:5000": "http", "registry.registry.svc.cluster.local:5000": "http", "registry.a.svc.cluster.local": "http",
+		"ghcr.io": "https", "registry.local:5000": "https", "svc.cluster.local.evil.io:5000": "https", "evilsvc.cluster.local": "https",
+	} {
+		r, err := parse(host + "/m:v1")
+		if err != nil {
+			t.Error(err)
+		} else if got := r.Name().Context().Scheme(); got != want {
+			t.Errorf("%s is asked by %s, not %s", host, got, want)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add("oci:dir:tag")
 	f.Add("localhost:5000/a/b@sha256:" + strings.Repeat("0", 64))

@@ -309,7 +309,7 @@ func TestCase05Kustomizations(t *testing.T) {
 // things that an administrator brings.
 func TestReferencesExist(t *testing.T) {
 	brought := []string{"Secret/signing-key", "ConfigMap/trusted-keys", "Secret/registry-credentials"}
-	docs := build(t, "overlays/kind")
+	docs := append(build(t, "overlays/kind"), build(t, "controller")...)
 	have := map[string]bool{}
 	for _, d := range docs {
 		name := d.Name
@@ -365,7 +365,7 @@ func suffix(name string) string {
 // Executors write results and nothing else; the server and the steps have no
 // right at all.
 func TestCase04WhoMayDoWhat(t *testing.T) {
-	docs := build(t, "overlays/kind")
+	docs := append(build(t, "overlays/kind"), build(t, "controller")...)
 	roles := map[string][]string{}
 	for _, d := range docs {
 		if r, ok := d.Object.(*rbacv1.Role); ok {

@@ -22,6 +22,8 @@ import (
 
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/net/netutil"
+
+	"github.com/temper-ml/temper/signing/store"
 )
 
 // Limits of a listener. A client that is slower than these is cut off, so
@@ -222,7 +224,8 @@ func (s *Server) Digest() string {
 // Serve serves on the listeners until ctx ends, then drains: it turns not
 // ready, goes on for the drain delay, and returns when the requests in flight
 // are answered. Where no model was loaded before, Serve loads it, and ends
-// with the error where it is refused. admin may be nil. Serve closes the
+// with the error where it is refused; a channel's first promotion is waited
+// for. admin may be nil. Serve closes the
 // listeners, Options.GRPC among them, and can be called once.
 func (s *Server) Serve(ctx context.Context, public, admin net.Listener) error {
 	servers := []*http.Server{s.server(s.Handler())}
@@ -247,7 +250,7 @@ func (s *Server) Serve(ctx context.Context, public, admin net.Listener) error {
 	var loader sync.WaitGroup
 	loader.Go(func() {
 		// Probes can already see that there is no model yet.
-		if err := s.first(loading); err != nil {
+		if err := s.first(loading); err != nil && !s.awaitsPromotion(err) {
 			failed <- err
 			return
 		}
@@ -286,6 +289,14 @@ func (s *Server) Serve(ctx context.Context, public, admin net.Listener) error {
 	loader.Wait()
 	s.mirror.close(drain)
 	return err
+}
+
+// awaitsPromotion says whether a load failed because the channel that is
+// followed does not exist yet: its first promotion makes it.
+func (s *Server) awaitsPromotion(err error) bool {
+	var absent *store.NotFound
+	_, follows := s.o.Source.(*Channel)
+	return follows && s.o.Poll > 0 && errors.As(err, &absent)
 }
 
 func (s *Server) server(h http.Handler) *http.Server {

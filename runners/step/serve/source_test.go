@@ -262,6 +262,30 @@ func TestChannelIsFollowed(t *testing.T) {
 	}
 }
 
+func TestFirstPromotionIsWaitedFor(t *testing.T) {
+	shop := newShop(t)
+	s, err := New(Options{Name: "digits", Source: &Channel{Reference: shop.folder + ":production", Policy: shop.policy}, Poll: 10 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, public, nil) }()
+	expect(t, "GET", "http://"+public.Addr().String()+"/v2/health/ready", "", 503, "")
+	shop.promote(shop.push("a", 1, true))
+	for !s.Ready() && len(done) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // runCommand runs the command as its process would.
 func runCommand(ctx context.Context, args ...string) (code int, stderr string) {
 	var out, errs syncBuffer

@@ -68,6 +68,8 @@ EOF
     kubectl kustomize "$manifests" | apply
     rm -rf "$manifests"
   fi
+  # It looks at a workflow again after 10 s by default: the time of a short step.
+  kubectl -n argo set env deployment/workflow-controller DEFAULT_REQUEUE_TIME=1s >/dev/null
   ready argo
 }
 

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -65,7 +67,7 @@ func TestMain(m *testing.M) {
 	os.Exit(testenv.Run(m))
 }
 
-// setup installs Temper as docs/kubernetes.md tells to, with a fresh key.
+// setup installs Temper as docs/kubernetes.md tells to.
 func setup() error {
 	var err error
 	config, err = clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
@@ -79,13 +81,34 @@ func setup() error {
 	if keys, err = os.MkdirTemp("", "temper-e2e-*"); err != nil {
 		return err
 	}
-	if err := sign.GenerateKeyPair(keys, func(bool) ([]byte, error) { return []byte(password), nil }); err != nil {
+	if err := keyPair(); err != nil {
 		return err
 	}
 	if _, err := run("", "kubectl", "apply", "--server-side", "--force-conflicts", "-k", "../workflows/controller"); err != nil {
 		return err
 	}
 	return install(namespace, "")
+}
+
+// keyPair writes the key pair that the cluster has from an earlier run, whose
+// models are still there, or else makes one.
+func keyPair() error {
+	ctx := context.Background()
+	secret, err := client.CoreV1().Secrets(namespace).Get(ctx, "signing-key", metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return sign.GenerateKeyPair(keys, func(bool) ([]byte, error) { return []byte(password), nil })
+	}
+	if err != nil {
+		return err
+	}
+	public, err := client.CoreV1().ConfigMaps(namespace).Get(ctx, "trusted-keys", metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(keys, sign.PrivateKeyFile), secret.Data[sign.PrivateKeyFile], 0o600),
+		os.WriteFile(filepath.Join(keys, sign.PublicKeyFile), []byte(public.Data[sign.PublicKeyFile]), 0o644),
+	)
 }
 
 // install applies the kustomization for kind to a namespace, with the key pair

@@ -141,7 +141,7 @@ fab-t, square. evaluate makes the same examples of the same images.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&model, "model", "", "the model to attack: a reference, or an ONNX file")
-	flags.StringVar(&data, "dataset", "mnist", "mnist, a folder of IDX files, URL#sha256:..., or a reference")
+	flags.StringVar(&data, "dataset", "mnist", "mnist, a folder of IDX files, of images or of CIFAR-10, URL#sha256:..., or a reference")
 	flags.StringVar(&spec, "attack", "fgsm", "fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, noise, apgd-ce, apgd-dlr, apgd-t, fab-t or square")
 	flags.StringVar(&threat.Norm, "norm", "linf", "norm of the perturbation: "+strings.Join(models.Norms(), " or "))
 	step.Float(flags, &threat.Epsilon, "epsilon", 0.3, 0, 1000, "size of the perturbation, in pixels of [0,1]")

@@ -411,7 +411,7 @@ in either case.`,
 	flags := cmd.Flags()
 	flags.StringVar(&j.Model, "model", "", "the model: a reference, a folder of an artifact, or an ONNX file")
 	normalise.Flags(flags)
-	flags.StringVar(&j.Dataset, "dataset", "mnist", "mnist, a folder of IDX files, URL#sha256:..., or a reference")
+	flags.StringVar(&j.Dataset, "dataset", "mnist", "mnist, a folder of IDX files, of images or of CIFAR-10, URL#sha256:..., or a reference")
 	flags.StringVar(&j.Threat.Norm, "norm", "linf", "norm of the perturbation: "+strings.Join(attack.Norms(), " or "))
 	step.Float(flags, &j.Threat.Epsilon, "epsilon", 0.3, 0, 1000, "size of the perturbation, in pixels of [0,1]; the policy's where there is one")
 	flags.StringSliceVar(&j.Attacks, "attacks", []string{"fgsm", "pgd-20"}, "attacks, separated by commas; the policy's where there is one; none beside a --suite")

@@ -66,7 +66,7 @@ same command goes on and gives the same digest.`,
 	flags := cmd.Flags()
 	flags.StringVar(&model, "model", "", "the attacked model: a reference, or an ONNX file")
 	flags.StringVar(&network, "network", "", "model of the zoo, or a YAML file or the reference of one, that gives recipe, data set and epsilon where their flags do not")
-	flags.StringVar(&j.Dataset, "dataset", "mnist", "mnist, a folder of IDX files or images, URL#sha256:..., or a reference")
+	flags.StringVar(&j.Dataset, "dataset", "mnist", "mnist, a folder of IDX files, of images or of CIFAR-10, URL#sha256:..., or a reference")
 	flags.StringVar(&j.RecipeName, "recipe", "fast", "recipe of the zoo, or the path of a YAML file")
 	normalise.Flags(flags)
 	train.Flags(flags, &j, &epochs, &cleanShare)

@@ -378,7 +378,7 @@ digest. Sign it with 'temper sign': the sentinel takes no other.`,
 	flags := cmd.Flags()
 	flags.StringVar(&model, "model", "", "the model: a reference, or an ONNX file")
 	flags.StringVar(&guard, "guard", "", "a small robust network: a reference, or an ONNX file")
-	flags.StringVar(&data, "dataset", "mnist", "mnist, a folder of IDX files, URL#sha256:..., or a reference")
+	flags.StringVar(&data, "dataset", "mnist", "mnist, a folder of IDX files, of images or of CIFAR-10, URL#sha256:..., or a reference")
 	flags.StringVar(&output, "output", "", "where to push the detector; by default the tag sha256-HEX.detector beside the model")
 	cmd.MarkFlagRequired("model")
 	cmd.MarkFlagRequired("guard")

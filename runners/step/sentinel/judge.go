@@ -104,7 +104,7 @@ requests the alarm takes when such traffic comes in among clean requests.`,
 	flags := cmd.Flags()
 	flags.StringVar(&model, "model", "", "the model: a reference")
 	flags.StringVar(&detector, "detector", "", "reference of its detector; by default the tag sha256-HEX.detector beside the model")
-	flags.StringVar(&data, "dataset", "mnist", "mnist, a folder of IDX files, URL#sha256:..., or a reference")
+	flags.StringVar(&data, "dataset", "mnist", "mnist, a folder of IDX files, of images or of CIFAR-10, URL#sha256:..., or a reference")
 	flags.StringArrayVar(&attacks, "attack", []string{"fgsm", "pgd-20", "apgd-ce"}, "attack, once for each")
 	flags.StringArrayVar(&epsilons, "epsilon", []string{"0.1", "0.15", "0.3"}, "epsilon, once for each")
 	step.Int(flags, &samples, "samples", 1000, 100, 10_000, "test images")

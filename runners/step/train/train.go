@@ -205,7 +205,7 @@ exits with code 5; the same command goes on and gives the same digest.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&network, "network", "wong", "model of the zoo, or a YAML file or the reference of one")
-	flags.StringVar(&j.Dataset, "dataset", "", "mnist, a folder of IDX files or images, URL#sha256:..., or a reference (default: the model's)")
+	flags.StringVar(&j.Dataset, "dataset", "", "mnist, a folder of IDX files, of images or of CIFAR-10, URL#sha256:..., or a reference (default: the model's)")
 	flags.StringVar(&j.RecipeName, "recipe", "", "recipe of the zoo, or the path of a YAML file (default: the model's)")
 	Flags(flags, &j, &epochs, &cleanShare)
 	epsilon := flags.Lookup("epsilon")

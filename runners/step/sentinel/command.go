@@ -57,7 +57,8 @@ to POST /v2/feedback. GET / is a page for people, GET /status says how things
 stand; prints the address.
 
 The model and its detector must be signed by the key. A promotion is followed:
-the new model is watched from then on, with its own detector.
+the new model is watched from then on, with its own detector. Before a channel's
+first promotion the sentinel waits, and is not ready.
 
 An incident starts one defence: with --workflow an Argo Workflow from that
 template, with --defend a CloudEvent of type ` + IncidentEvent + `
@@ -109,7 +110,11 @@ restarted sentinel goes on where it was.`,
 				return step.BadInput(err)
 			}
 			defer s.Close()
-			if err := s.Load(ctx, source); err != nil {
+			switch err := s.Load(ctx, source); {
+			case err == nil:
+			case channel != "" && serve.NotPromoted(err):
+				st.Log.Info("waiting for the channel's first promotion", "channel", channel)
+			default:
 				return step.BadInput(err) // unless it says something more precise
 			}
 			private, err := net.Listen("tcp", admin)

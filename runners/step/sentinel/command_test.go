@@ -166,8 +166,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// The command watches the model of a channel with the detector beside it, and
-// follows a promotion.
+// The command waits for the first promotion of a channel, watches its model
+// with the detector beside it, and follows the next one.
 func TestCommandFollowsPromotion(t *testing.T) {
 	b := newBench(t)
 	policy := verify.Policy{Keys: []verify.Key{{Name: "test", PEM: b.key.PublicKey()}}, Robustness: &verify.Requirement{}}
@@ -185,7 +185,6 @@ func TestCommandFollowsPromotion(t *testing.T) {
 		t.Errorf("with an unsigned detector: exit code %d, %s", code, stderr)
 	}
 	b.sign(detector)
-	promote(first)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -212,7 +211,17 @@ func TestCommandFollowsPromotion(t *testing.T) {
 		}
 		return s
 	}
-	if s := status(); !strings.HasSuffix(first, s.Digest) || s.Accuracy == nil {
+	resp, err := http.Get(url + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if s := status(); resp.StatusCode != http.StatusServiceUnavailable || s.Model != "" || !strings.Contains(s.Problem, "production") {
+		t.Errorf("before the first promotion: %s, %+v", resp.Status, s)
+	}
+	promote(first)
+	eventually(t, "the first promotion is watched", func() bool { return status().Model != "" })
+	if s := status(); !strings.HasSuffix(first, s.Digest) || s.Accuracy == nil || s.Problem != "" {
 		t.Errorf("watching %+v, want %s", s, first)
 	}
 

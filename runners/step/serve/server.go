@@ -22,8 +22,6 @@ import (
 
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/net/netutil"
-
-	"github.com/temper-ml/temper/signing/store"
 )
 
 // Limits of a listener. A client that is slower than these is cut off, so
@@ -292,11 +290,10 @@ func (s *Server) Serve(ctx context.Context, public, admin net.Listener) error {
 }
 
 // awaitsPromotion says whether a load failed because the channel that is
-// followed does not exist yet: its first promotion makes it.
+// followed awaits its first promotion.
 func (s *Server) awaitsPromotion(err error) bool {
-	var absent *store.NotFound
 	_, follows := s.o.Source.(*Channel)
-	return follows && s.o.Poll > 0 && errors.As(err, &absent)
+	return follows && s.o.Poll > 0 && NotPromoted(err)
 }
 
 func (s *Server) server(h http.Handler) *http.Server {

@@ -98,6 +98,14 @@ func (c *Channel) Load(ctx context.Context, current string) (*Model, error) {
 	})
 }
 
+// NotPromoted says whether a Channel's Load failed because there is no such
+// channel yet: its first promotion makes it.
+func NotPromoted(err error) bool {
+	var load *LoadError
+	var absent *store.NotFound
+	return errors.As(err, &load) && errors.As(load.Err, &absent)
+}
+
 func loadVerified(ctx context.Context, ref string, p verify.Policy, version string) (*Model, error) {
 	m, err := verify.Load(ctx, ref, p)
 	if err != nil {

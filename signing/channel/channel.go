@@ -11,7 +11,8 @@
 // verifier accepts any more (see Revoke).
 //
 // The tag of a record is the lock of a promotion: of two that race for one
-// number, one loses (see store.Reference.Claim).
+// number, one loses (see store.Reference.Claim). Where the registry cannot be
+// relied on for that, a Lock outside of it decides.
 package channel
 
 import (
@@ -78,6 +79,16 @@ func Read(ctx context.Context, channel string, p verify.Policy) (*Head, error) {
 	return head, err
 }
 
+// Previous returns the record before one of a channel, nil for the first.
+func Previous(ctx context.Context, channel string, record *Head, p verify.Policy) (*Head, error) {
+	c, err := open(ctx, channel, p)
+	if err != nil {
+		return nil, err
+	}
+	defer c.at.Close()
+	return c.before(ctx, record)
+}
+
 // Signer signs what a reference names: a *sign.Key.
 type Signer interface {
 	Sign(ctx context.Context, ref string) (string, error)
@@ -99,6 +110,9 @@ type Promotion struct {
 	// Rollback allows a model that was in service before. The record says that
 	// it was asked for, whatever the model.
 	Rollback bool
+	// Lock decides between promotions at once, whatever the registry does; nil
+	// for none. All that promote to a channel must use the same.
+	Lock Lock
 
 	Now func() time.Time // time.Now where nil
 }
@@ -139,8 +153,18 @@ func Promote(ctx context.Context, p Promotion) (*Head, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The lock is read before the line: what it says is on the line by then.
+	var locked Place
+	if p.Lock != nil {
+		if locked, err = p.Lock.Get(ctx, c.at.String()); err != nil {
+			return nil, err
+		}
+	}
 	head, tagged, err := c.head(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if head, err = c.complete(ctx, head, locked); err != nil {
 		return nil, err
 	}
 	next := Record{Channel: c.at.Tag(), Sequence: 1, Model: verified.Digest, Report: p.Report, Reason: p.Reason, Time: now(p.Now)}
@@ -168,7 +192,15 @@ func Promote(ctx context.Context, p Promotion) (*Head, error) {
 	} else if p.InService != nil && *p.InService != "" {
 		return nil, &Conflict{p.Channel, "no model is in service, and the gate compared with one"}
 	}
-	if head, err = c.add(ctx, next, p.Signer); err != nil {
+	if head, err = c.write(ctx, next, p.Signer); err != nil {
+		return nil, err
+	}
+	if p.Lock != nil {
+		if err := p.Lock.Swap(ctx, c.at.String(), locked, Place{head.Sequence, head.Digest}); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.claim(ctx, head); err != nil {
 		return nil, err
 	}
 	return head, c.move(ctx, head, "")
@@ -282,33 +314,39 @@ func (c *channel) read(ctx context.Context, at *store.Reference) (*Head, error) 
 	return head, nil
 }
 
+// before returns the record that one follows on, nil for the first.
+func (c *channel) before(ctx context.Context, record *Head) (*Head, error) {
+	if record.Previous == "" {
+		return nil, nil
+	}
+	at, err := c.at.At(record.Previous)
+	if err != nil {
+		return nil, err
+	}
+	before, err := c.read(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	if before.Sequence != record.Sequence-1 {
+		return nil, &store.Refused{Reference: at.String(), Err: fmt.Errorf("record %d follows on it", record.Sequence)}
+	}
+	return before, nil
+}
+
 // find returns the latest record before head that put a model into service.
 func (c *channel) find(ctx context.Context, head *Head, model string) (*Head, error) {
 	for range maxRecords {
-		if head.Previous == "" {
-			return nil, nil
-		}
-		at, err := c.at.At(head.Previous)
-		if err != nil {
-			return nil, err
-		}
-		before, err := c.read(ctx, at)
-		if err != nil {
-			return nil, err
-		}
-		if before.Sequence != head.Sequence-1 {
-			return nil, &store.Refused{Reference: at.String(), Err: fmt.Errorf("record %d follows on it", head.Sequence)}
-		}
-		if before.Model == model {
-			return before, nil
+		before, err := c.before(ctx, head)
+		if err != nil || before == nil || before.Model == model {
+			return before, err
 		}
 		head = before
 	}
 	return nil, fmt.Errorf("channel %s has more than %d records: start a new one", c.at, maxRecords)
 }
 
-// add writes and signs a record, and then claims its number.
-func (c *channel) add(ctx context.Context, record Record, signer Signer) (*Head, error) {
+// write writes and signs a record, which has no place in the line yet.
+func (c *channel) write(ctx context.Context, record Record, signer Signer) (*Head, error) {
 	digest, err := addSigned(ctx, c.at, RecordType, recordFile, record, signer)
 	if err != nil {
 		return nil, err
@@ -317,20 +355,21 @@ func (c *channel) add(ctx context.Context, record Record, signer Signer) (*Head,
 	if err != nil {
 		return nil, err
 	}
-	head, err := c.read(ctx, at) // refuses a signer that is not one of the policy's
-	if err != nil {
-		return nil, err
-	}
+	return c.read(ctx, at) // refuses a signer that is not one of the policy's
+}
+
+// claim gives a record its number.
+func (c *channel) claim(ctx context.Context, record *Head) error {
 	number, err := c.numbered(record.Sequence)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	err = number.Claim(ctx, digest)
+	err = number.Claim(ctx, record.Digest)
 	var taken *store.Exists
 	if errors.As(err, &taken) {
-		return nil, &Conflict{c.at.String(), fmt.Sprintf("another promotion became number %d first: evaluate against it and try again", record.Sequence)}
+		return &Conflict{c.at.String(), fmt.Sprintf("another promotion became number %d first: evaluate against it and try again", record.Sequence)}
 	}
-	return head, err
+	return err
 }
 
 // move makes the channel's tag name its head.

@@ -216,40 +216,64 @@ func (r *Reference) SetTag(ctx context.Context, digest string) error {
 	return r.Explain(remote.Put(r.Name(), rawManifest{data, mediaType}, r.Options(ctx)...))
 }
 
+// settle is how long a claim waits for others in a registry without
+// conditions: longer than one of them takes from reading to writing.
+var settle = 3 * time.Second
+
 // Claim makes the reference's tag name a manifest of its repository, where the
-// tag does not exist yet; otherwise the error is *Exists. Of several that claim
-// one tag at once one succeeds, where the registry keeps If-None-Match, as
-// Registry does. With others, all but the last are told, unless they read the
-// tag back before the next one writes it.
+// tag does not exist yet or names it already; otherwise the error is *Exists.
+// Of several that claim one tag at once exactly one succeeds, where the registry
+// keeps If-None-Match, as Registry does, or lets no tag be changed.
+//
+// Others write regardless. There a claim writes within settle of having seen
+// the tag free, and then waits that long before it reads back what came last
+// (M. Fischer's algorithm, in L. Lamport, A fast mutual exclusion algorithm,
+// 1987). A write that the network holds up for longer than that, after it was
+// given up here, can still take the tag from one that was told it has it.
 func (r *Reference) Claim(ctx context.Context, digest string) error {
 	if r.Tag() == "" {
 		return fmt.Errorf("%s has no tag to claim", r)
 	}
-	taken := func() (string, error) {
-		at, err := r.Resolve(ctx)
-		var absent *NotFound
-		if errors.As(err, &absent) {
-			return "", nil
-		}
-		if err != nil {
-			return "", err
-		}
-		return at.Digest(), nil
-	}
-	if by, err := taken(); err != nil || by != "" {
-		if err == nil {
-			err = &Exists{Reference: r.String(), Digest: by}
-		}
+	began := time.Now()
+	by, err := r.holder(ctx)
+	if err != nil || by == digest {
 		return err
 	}
-	if err := r.Expecting("").SetTag(ctx, digest); err != nil && !IsChanged(err) {
+	if by != "" {
+		return &Exists{Reference: r.String(), Digest: by}
+	}
+	soon, cancel := context.WithDeadline(ctx, began.Add(settle))
+	defer cancel()
+	free := r.Expecting("")
+	if err := free.SetTag(soon, digest); err != nil && !IsChanged(err) {
 		return err
 	}
-	by, err := taken()
-	if err == nil && by != digest {
+	// The tag is there now: a registry that keeps conditions says so.
+	if err := free.SetTag(soon, digest); !IsChanged(err) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(settle):
+		}
+	}
+	if by, err = r.holder(ctx); err == nil && by != digest {
 		err = &Exists{Reference: r.String(), Digest: by}
 	}
 	return err
+}
+
+// holder is the digest that the reference's tag has now, "" where there is no
+// such tag.
+func (r *Reference) holder(ctx context.Context) (string, error) {
+	at, err := r.Resolve(ctx)
+	var absent *NotFound
+	if errors.As(err, &absent) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return at.Digest(), nil
 }
 
 // Expecting is r, but a tag is only written where it names the given digest

@@ -70,6 +70,7 @@ type Bound struct {
 	margins       []float32 // [batch]
 	gradient      []float32
 	partial       [][]float32 // each piece's share of gradient
+	fast          bool        // products of Step are of bfloat16
 	layers        []layer
 	workers       []*worker
 }
@@ -78,6 +79,7 @@ type Bound struct {
 // nil for others.
 type layer struct {
 	weight, bias, absolute []float32
+	packed, packedAbsolute []float32 // as the products of Step take them
 	turned, turnedAbsolute []float32
 	none                   []float32 // zeros in the place of the bias: a radius has none
 	first                  int       // of its parameters in the flat vector
@@ -92,11 +94,19 @@ const (
 
 // New prepares bounds for at most batch images at a time. The error names a
 // layer that has none.
-func New(net *nn.Network, batch int) (*Bound, error) {
+func New(net *nn.Network, batch int) (*Bound, error) { return newBound(net, batch, false) }
+
+// NewFast is New for training: where the kernel path has bfloat16
+// (kernel.HasBF16), Step's products are made of it. Margins stay proofs.
+func NewFast(net *nn.Network, batch int) (*Bound, error) {
+	return newBound(net, batch, kernel.HasBF16())
+}
+
+func newBound(net *nn.Network, batch int, fast bool) (*Bound, error) {
 	if batch < 1 {
 		return nil, fmt.Errorf("batch %d: must be at least 1", batch)
 	}
-	b := &Bound{net: net, batch: batch, size: net.Input.Size(), classes: net.Classes(), piece: max(minPiece, (batch+maxPieces-1)/maxPieces)}
+	b := &Bound{net: net, batch: batch, fast: fast, size: net.Input.Size(), classes: net.Classes(), piece: max(minPiece, (batch+maxPieces-1)/maxPieces)}
 	b.worst, b.margins = make([]float32, batch*b.classes), make([]float32, batch)
 	first := 0
 	for i, l := range net.Layers {
@@ -106,7 +116,9 @@ func New(net *nn.Network, batch int) (*Bound, error) {
 		w, bias := net.Weights(i)
 		s := layer{weight: w, bias: bias, first: first}
 		if w != nil {
-			s.absolute, s.turned, s.turnedAbsolute = make([]float32, len(w)), make([]float32, len(w)), make([]float32, len(w))
+			for _, to := range []*[]float32{&s.absolute, &s.packed, &s.packedAbsolute, &s.turned, &s.turnedAbsolute} {
+				*to = make([]float32, len(w))
+			}
 			s.none = make([]float32, len(bias))
 		}
 		first += len(w) + len(bias)
@@ -199,10 +211,12 @@ func (b *Bound) run(x []float32, labels []uint8, epsilon float64, loss nn.Loss) 
 		for k, v := range s.weight {
 			s.absolute[k] = max(v, -v)
 		}
-		if loss != nil {
-			w.weighted[i].Turn(s.turned, s.weight)
-			w.weighted[i].Turn(s.turnedAbsolute, s.absolute)
+		if loss == nil {
+			return
 		}
+		w.steps[i].Turn(s.turned, s.weight)
+		w.steps[i].Turn(s.turnedAbsolute, s.absolute)
+		s.packed, s.packedAbsolute = pack(w.steps[i], s.packed, s.weight), pack(w.steps[i], s.packedAbsolute, s.absolute)
 	})
 	b.each((n+b.piece-1)/b.piece, func(w *worker, piece int) {
 		lo := piece * b.piece
@@ -216,6 +230,14 @@ func (b *Bound) run(x []float32, labels []uint8, epsilon float64, loss nn.Loss) 
 			w.backward(hi-lo, labels[lo:hi], grad, b.partial[piece])
 		}
 	})
+}
+
+// pack arranges the weights w of a layer as its Forward takes them.
+func pack(layer kernel.Weighted, packed, w []float32) []float32 {
+	if p, ok := layer.(kernel.Packer); ok {
+		return p.Pack(packed, w)
+	}
+	return w
 }
 
 // each calls work for 0 to n-1 from all workers.

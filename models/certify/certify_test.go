@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -218,6 +219,38 @@ func TestGradient(t *testing.T) {
 			}
 			if !(off < 0.03*total) {
 				t.Errorf("central differences are %.1f%% off the gradient", 100*off/total)
+			}
+		})
+	}
+}
+
+// Training's bound has the gradient of the exact one, but for rounding, and
+// proves the same to the last bit.
+func TestFastBound(t *testing.T) {
+	for name, net := range networks(t) {
+		t.Run(name, func(t *testing.T) {
+			x, labels := images(net, 40)
+			loss := attack.CrossEntropy(labels, net.Classes())
+			exact, err := New(net, 40)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fast, err := NewFast(net, 40)
+			if err != nil {
+				t.Fatal(err)
+			}
+			exact.Step(x, labels, 0.05, loss)
+			fast.Step(x, labels, 0.05, loss)
+			off, total := 0.0, 0.0
+			for i, want := range exact.Gradient() {
+				off += math.Pow(float64(fast.Gradient()[i]-want), 2)
+				total += math.Pow(float64(want), 2)
+			}
+			if d := math.Sqrt(off / total); !(d < 0.03) { // bfloat16 has 8 bits
+				t.Errorf("the gradient is %.2f%% off", 100*d)
+			}
+			if !slices.Equal(fast.Margins(x, labels, 0.05), exact.Margins(x, labels, 0.05)) {
+				t.Error("the margins differ")
 			}
 		})
 	}

@@ -1,6 +1,8 @@
 package certify
 
 import (
+	"math"
+
 	"github.com/temper-ml/temper/models/nn/kernel"
 )
 
@@ -14,11 +16,12 @@ type interval struct {
 // worker propagates one piece of a batch, with memory of its own.
 type worker struct {
 	*Bound
-	input    interval
-	outputs  []interval // of each layer but, where it is dense, the last: its bounds are not needed
-	weighted []kernel.Weighted
-	lower    []kernel.Function // a Function keeps what its Backward needs, so each bound has its own
-	upper    []kernel.Function
+	input   interval
+	outputs []interval        // of each layer but, where it is dense, the last: its bounds are not needed
+	exact   []kernel.Weighted // of Margins
+	steps   []kernel.Weighted // of Step
+	lower   []kernel.Function // a Function keeps what its Backward needs, so each bound has its own
+	upper   []kernel.Function
 
 	// Scratch: centre and radius of a layer's input and output with gradients,
 	// and the gradient of the absolute weights.
@@ -37,9 +40,12 @@ func (b *Bound) newWorker() *worker {
 	w.input = room(b.size)
 	most, weights := b.size, 0
 	for i := range b.net.Layers {
-		arithmetic, lower := b.net.Arithmetic(i)
-		_, upper := b.net.Arithmetic(i)
-		w.weighted, w.lower, w.upper = append(w.weighted, arithmetic), append(w.lower, lower), append(w.upper, upper)
+		exact, lower := b.net.Arithmetic(i)
+		step, upper := b.net.Arithmetic(i)
+		if b.fast {
+			kernel.UseBF16(step)
+		}
+		w.exact, w.steps, w.lower, w.upper = append(w.exact, exact), append(w.steps, step), append(w.lower, lower), append(w.upper, upper)
 		size := b.net.LayerShapes()[i+1].Size()
 		w.outputs = append(w.outputs, room(size))
 		most, weights = max(most, size), max(weights, len(b.layers[i].weight))
@@ -109,8 +115,13 @@ func (w *worker) forward(rows int, labels []uint8, worst []float32, rounding boo
 			return
 		}
 		outC, outR := w.outC[:rows*size], w.outR[:rows*size]
-		w.weighted[i].Forward(outC, c, s.weight, s.bias, rows, false)
-		w.weighted[i].Forward(outR, r, s.absolute, s.none, rows, false)
+		if rounding {
+			w.exact[i].Forward(outC, c, s.weight, s.bias, rows, false)
+			w.exact[i].Forward(outR, r, s.absolute, s.none, rows, false)
+		} else {
+			w.steps[i].Forward(outC, c, s.packed, s.bias, rows, false)
+			w.steps[i].Forward(outR, r, s.packedAbsolute, s.none, rows, false)
+		}
 		relu := w.net.Layers[i].ReLU()
 		for k, v := range outC {
 			l, u := v-outR[k], v+outR[k]
@@ -275,19 +286,15 @@ func (w *worker) backward(rows int, labels []uint8, grad, flat []float32) {
 			outC[k], outR[k] = l+u, u-l
 		}
 		dAbsolute := w.dAbsolute[:len(s.weight)]
-		w.weighted[i].BackwardWeight(dAbsolute, db, r, outR, rows)
-		w.weighted[i].BackwardWeight(dw, db, c, outC, rows) // of the bias, the centre's is the one that counts
-		for k, v := range s.weight {
-			switch {
-			case v > 0:
-				dw[k] += dAbsolute[k]
-			case v < 0:
-				dw[k] -= dAbsolute[k]
-			}
+		w.steps[i].BackwardWeight(dAbsolute, db, r, outR, rows)
+		w.steps[i].BackwardWeight(dw, db, c, outC, rows) // of the bias, the centre's is the one that counts
+		const sign = 1 << 31
+		for k, v := range s.weight { // no branches: half of them would be mispredicted
+			dw[k] += math.Float32frombits(math.Float32bits(dAbsolute[k]) ^ math.Float32bits(v)&sign)
 		}
 		if w.net.Inputs(i)[0] >= 0 { // nothing needs the gradient of the network's input
-			w.weighted[i].BackwardInput(dC, outC, s.turned, rows)
-			w.weighted[i].BackwardInput(dR, outR, s.turnedAbsolute, rows)
+			w.steps[i].BackwardInput(dC, outC, s.turned, rows)
+			w.steps[i].BackwardInput(dR, outR, s.turnedAbsolute, rows)
 			add(in, dC, dR)
 		}
 	}

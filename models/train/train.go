@@ -182,7 +182,7 @@ func newTrainer(net *nn.Network, train, validation *dataset.Set, recipe Recipe, 
 		if threat.Norm != "linf" {
 			return nil, fmt.Errorf("recipe: bound: the threat is in %s, and a bound is known for linf only", threat.Norm)
 		}
-		if t.bound, err = certify.New(net, recipe.Batch); err != nil {
+		if t.bound, err = certify.NewFast(net, recipe.Batch); err != nil {
 			return nil, fmt.Errorf("recipe: bound: %w", err)
 		}
 	}

@@ -464,3 +464,56 @@ func TestTrainingOnTheBoundProves(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// The gradient of adversarial images and the bound together equals central
+// differences of the two losses' mixture.
+func TestMixtureWithTheBoundHasItsGradient(t *testing.T) {
+	defer kernel.Use("portable")() // differences need all of float32's digits
+	const epsilon, share = 0.1, 0.3
+	net := toyNetwork(t)
+	recipe := mixture()
+	recipe.CleanShare, recipe.Phases[0].Bound = 0, share
+	tr, err := newTrainer(net, toy(405, 1), nil, recipe, threat, 1, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := tr.batches.make(0, methodAt(recipe.Phases[0], epsilon, epsilon, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var gradient []float32
+	value := func() float64 {
+		logits, err := tr.machine.Step(o.x, o.n, o.loss)
+		if err != nil {
+			t.Fatal(err)
+		}
+		loss := o.value(logits)
+		gradient = tr.machine.Gradient()
+		return (1-share)*loss + share*tr.bounded(gradient, epsilon, share)
+	}
+	value()
+	analytic := slices.Clone(gradient)
+	flat, rng := net.Flat(), rand.New(rand.NewPCG(5, 6))
+	start := slices.Clone(flat)
+	off, total := 0.0, 0.0
+	for range 20 {
+		direction, want := make([]float64, len(flat)), 0.0
+		for i := range direction {
+			direction[i] = rng.NormFloat64()
+			want += direction[i] * float64(analytic[i])
+		}
+		const h = 1e-3
+		at := func(h float64) float64 {
+			for i := range flat {
+				flat[i] = start[i] + float32(h*direction[i])
+			}
+			return value()
+		}
+		got := (at(h) - at(-h)) / (2 * h)
+		copy(flat, start)
+		off, total = off+math.Abs(got-want), total+math.Abs(want)
+	}
+	if !(off < 0.02*total) {
+		t.Errorf("central differences are %.1f%% off the gradient", 100*off/total)
+	}
+}

@@ -6,9 +6,9 @@ import (
 
 	"github.com/argoproj/argo-workflows/v3/pkg/client/clientset/versioned"
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/runners/step/kube"
 )
 
 // Command is the step.
@@ -42,21 +42,14 @@ Prints the workflow's name, or all with -o json.`,
 				}
 				j.Parameters[name] = value
 			}
-			rules := clientcmd.NewDefaultClientConfigLoadingRules()
-			rules.ExplicitPath = kubeconfig
-			config := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{})
+			config, namespace, err := kube.Config(kubeconfig)
+			if err != nil {
+				return err
+			}
 			if j.Namespace == "" {
-				namespace, _, err := config.Namespace()
-				if err != nil {
-					return step.BadInput(fmt.Errorf("kubeconfig: %w", err))
-				}
 				j.Namespace = namespace
 			}
-			rest, err := config.ClientConfig()
-			if err != nil {
-				return step.BadInput(fmt.Errorf("kubeconfig: %w", err))
-			}
-			client, err := versioned.NewForConfig(rest)
+			client, err := versioned.NewForConfig(config)
 			if err != nil {
 				return step.BadInput(fmt.Errorf("kubeconfig: %w", err))
 			}
@@ -70,6 +63,6 @@ Prints the workflow's name, or all with -o json.`,
 	flags.StringArrayVarP(&parameters, "parameter", "p", nil, "parameter of the workflow, KEY=VALUE; once for each")
 	flags.BoolVar(&j.Wait, "wait", true, "wait until the workflow has ended")
 	flags.StringVar(&j.Namespace, "namespace", "", "namespace (default: the pod's, or that of the kubeconfig's context)")
-	flags.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: as for kubectl)")
+	flags.StringVar(&kubeconfig, "kubeconfig", "", kube.Flag)
 	return cmd
 }

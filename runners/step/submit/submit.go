@@ -20,9 +20,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/runners/step/kube"
 )
 
 // Limits on an API server that does not answer.
@@ -109,7 +109,7 @@ func (j *Job) create(ctx context.Context, s *step.Step) (*wfv1.Workflow, error) 
 	}
 	template, err := j.API.WorkflowTemplates(j.Namespace).Get(ctx, j.Template, metav1.GetOptions{})
 	if err != nil {
-		return nil, category(fmt.Errorf("workflow template %s: %w", j.Template, err))
+		return nil, kube.Category(fmt.Errorf("workflow template %s: %w", j.Template, err))
 	}
 	if err := fits(template, j.Parameters); err != nil {
 		return nil, step.BadInput(err)
@@ -120,11 +120,11 @@ func (j *Job) create(ctx context.Context, s *step.Step) (*wfv1.Workflow, error) 
 		s.Log.Info("submitted", "workflow", made.Name, "template", j.Template)
 		return made, nil
 	case !apierrors.IsAlreadyExists(err):
-		return nil, category(fmt.Errorf("create workflow %s: %w", j.Name, err))
+		return nil, kube.Category(fmt.Errorf("create workflow %s: %w", j.Name, err))
 	}
 	there, err := j.API.Workflows(j.Namespace).Get(ctx, j.Name, metav1.GetOptions{})
 	if err != nil {
-		return nil, category(fmt.Errorf("workflow %s: %w", j.Name, err))
+		return nil, kube.Category(fmt.Errorf("workflow %s: %w", j.Name, err))
 	}
 	if !sameRequest(w, there) {
 		return nil, step.BadInput(fmt.Errorf("workflow %s is there with another template or other parameters: choose another --name", j.Name))
@@ -193,8 +193,8 @@ func (j *Job) wait(ctx context.Context, s *step.Step, w *wfv1.Workflow) (*wfv1.W
 		case err == nil:
 			w, answered = next, time.Now()
 			continue
-		case !unavailable(err):
-			return nil, category(fmt.Errorf("workflow %s: %w", j.Name, err))
+		case !kube.Unavailable(err):
+			return nil, kube.Category(fmt.Errorf("workflow %s: %w", j.Name, err))
 		case time.Since(answered) > outage:
 			return nil, step.Unavailable(fmt.Errorf("workflow %s: %w", j.Name, err))
 		}
@@ -293,27 +293,6 @@ func ended(w *wfv1.Workflow) error {
 		return step.Refused(err)
 	case strconv.Itoa(step.ExitUnavailable):
 		return step.Unavailable(err)
-	}
-	return err
-}
-
-// unavailable tells an API server that does not answer from one that says no.
-func unavailable(err error) bool {
-	if status := apierrors.APIStatus(nil); !errors.As(err, &status) {
-		return utilnet.IsConnectionRefused(err) || utilnet.IsConnectionReset(err) || utilnet.IsTimeout(err) ||
-			utilnet.IsProbableEOF(err) || utilnet.IsHTTP2ConnectionLost(err) || strings.Contains(err.Error(), "no such host")
-	}
-	return apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) || apierrors.IsTooManyRequests(err) ||
-		apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err)
-}
-
-// category gives an answer of the API its exit code.
-func category(err error) error {
-	switch {
-	case unavailable(err):
-		return step.Unavailable(err)
-	case apierrors.IsNotFound(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
-		return step.BadInput(err)
 	}
 	return err
 }

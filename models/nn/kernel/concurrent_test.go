@@ -31,6 +31,10 @@ func TestConcurrentUse(t *testing.T) {
 			return slices.Concat(y, dx, dw)
 		}
 		want := work(0)
+		turns := 8
+		if testing.Short() {
+			turns = 2
+		}
 		stop := make(chan struct{})
 		var collector, workers sync.WaitGroup
 		collector.Go(func() {
@@ -45,7 +49,7 @@ func TestConcurrentUse(t *testing.T) {
 		})
 		for g := range 6 {
 			workers.Go(func() {
-				for i := range 8 {
+				for i := range turns {
 					if g%2 == 0 { // on a thread of its own, which then ends
 						runtime.LockOSThread()
 					}

@@ -33,28 +33,9 @@ type AdamStep struct {
 // the bias corrections moved into Rate and Epsilon as its section 2 shows).
 func Adam(p, m, v, average, grad []float32, c *AdamStep) { adam(p, m, v, average, grad, c) }
 
-// transpose writes the transpose of src [rows, columns] to dst, in blocks that
-// stay in the first-level cache.
+// transpose writes the transpose of src [rows, columns] to dst.
 func transpose(dst, src []float32, rows, columns int) {
-	const block = 16
-	for i := 0; i < rows; i += block {
-		for j := 0; j < columns; j += block {
-			for r := i; r < min(i+block, rows); r++ {
-				line := src[r*columns:][:columns]
-				for c := j; c < min(j+block, columns); c++ {
-					dst[c*rows+r] = line[c]
-				}
-			}
-		}
-	}
-}
-
-// scatterPortable adds count segments of column, columnStep floats apart, to
-// places in sum that are sumStep floats apart.
-func scatterPortable(sum, column []float32, count, segment, sumStep, columnStep int) {
-	for i := range count {
-		addPortable(sum[i*sumStep:], column[i*columnStep:][:segment])
-	}
+	transposeTo(dst, src, rows, columns, rows, columns)
 }
 
 // sumRows sets sum to the sum of the rows of src, each as long as sum.
@@ -98,6 +79,35 @@ func selectedPortable(dst, src []float32, index []int32, place int32) {
 		} else {
 			dst[i] = 0
 		}
+	}
+}
+
+// scatterPortable adds count segments of column, columnStep floats apart, to
+// places in sum that are sumStep floats apart.
+func scatterPortable(sum, column []float32, count, segment, sumStep, columnStep int) {
+	for i := range count {
+		addPortable(sum[i*sumStep:], column[i*columnStep:][:segment])
+	}
+}
+
+// transposePortable works in blocks that stay in the first-level cache.
+func transposePortable(dst, src []float32, rows, columns, dstRow, srcRow int) {
+	const block = 16
+	for i := 0; i < rows; i += block {
+		for j := 0; j < columns; j += block {
+			for r := i; r < min(i+block, rows); r++ {
+				for c, v := range src[r*srcRow+j:][:min(block, columns-j)] {
+					dst[(j+c)*dstRow+r] = v
+				}
+			}
+		}
+	}
+}
+
+// clampPortable sets what is negative to 0; a NaN stays one.
+func clampPortable(v []float32) {
+	for i, x := range v {
+		v[i] = max(x, 0)
 	}
 }
 

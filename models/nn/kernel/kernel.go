@@ -8,12 +8,12 @@
 // and neighbouring output pixels read the same addresses shifted by a constant.
 //
 // Which path runs is decided once, by the processor's features or by the
-// environment variable TEMPER_KERNEL (portable, avx2, avx512 or avx512bf16).
+// environment variable TEMPER_KERNEL (portable, avx2, avx512, avx512bf16 or amx).
 // Each output value is accumulated in one fixed order, so results do not depend
 // on the number of goroutines; between paths they differ by rounding only.
 //
-// On the path avx512bf16 layers that ask for it multiply bfloat16 values and add
-// float32 ones, twice as many at a time; everything else is float32 on all
+// On the paths avx512bf16 and amx layers that ask for it multiply bfloat16 values
+// and add float32 ones, many more at a time; everything else is float32 on all
 // paths.
 package kernel
 
@@ -32,7 +32,7 @@ func Path() string { return path }
 func Paths() []string { return available() }
 
 // HasBF16 reports whether the path in use multiplies bfloat16 values.
-func HasBF16() bool { return path == "avx512bf16" }
+func HasBF16() bool { return path == "amx" || path == "avx512bf16" }
 
 var path = choose()
 
@@ -70,7 +70,9 @@ func Use(p string) (restore func()) {
 //	          a[s*aSegment + i*aRow + k*aStep] * b[s*bSegment + k*bStep + j]
 //
 // where init is c itself if add is set, else bias[j], else 0; relu clamps the
-// result at 0. All strides count floats. Rows of c lie cRow apart.
+// result at 0. All strides count floats. Rows of c lie cRow apart. Where lines is
+// more than 1, that many such products of one b follow each other, their a and c
+// aLine and cLine apart.
 type product struct {
 	m, n, steps, segments int
 	a                     []float32
@@ -82,6 +84,8 @@ type product struct {
 	bias                  []float32
 	add, relu             bool
 	pairs                 bool // a and b hold pairs of bfloat16, see bf16.go
+	lines, aLine, cLine   int
+	turned                *[]float32 // scratch memory, wanted where aStep is not 1
 }
 
 // maxSteps bounds the steps of one pass over a single segment, so that the
@@ -93,6 +97,25 @@ func (p *product) run() {
 		return
 	}
 	p.check()
+	if p.lines > 1 && (p.aStep != 1 || !p.tiled()) {
+		line := *p
+		line.lines = 1
+		for l := range p.lines {
+			line.a, line.c = p.a[l*p.aLine:], p.c[l*p.cLine:]
+			line.cut()
+		}
+		return
+	}
+	p.cut()
+}
+
+// tiled says whether AMX computes the product.
+func (p *product) tiled() bool {
+	return p.pairs && path == "amx" && (p.aStep == 1 || p.turned != nil)
+}
+
+// cut computes the product in parts of at most maxSteps.
+func (p *product) cut() {
 	if p.segments == 1 && p.steps > maxSteps {
 		part := *p
 		for at := 0; at < p.steps; at += maxSteps {
@@ -110,9 +133,10 @@ func (p *product) run() {
 // check panics where an operand is too short: assembly must never be handed
 // an address outside a slice.
 func (p *product) check() {
-	a := (p.segments-1)*p.aSegment + (p.m-1)*p.aRow + (p.steps-1)*p.aStep
+	lines := max(1, p.lines) - 1
+	a := lines*p.aLine + (p.segments-1)*p.aSegment + (p.m-1)*p.aRow + (p.steps-1)*p.aStep
 	b := (p.segments-1)*p.bSegment + (p.steps-1)*p.bStep + p.n - 1
-	c := (p.m-1)*p.cRow + p.n - 1
+	c := lines*p.cLine + (p.m-1)*p.cRow + p.n - 1
 	if a >= len(p.a) || b >= len(p.b) || c >= len(p.c) || p.bias != nil && len(p.bias) < p.n || p.steps < 1 || p.segments < 1 {
 		panic(fmt.Sprintf("kernel: product %dx%d over %dx%d reaches beyond its operands: a %d of %d, b %d of %d, c %d of %d", p.m, p.n, p.segments, p.steps, a, len(p.a), b, len(p.b), c, len(p.c)))
 	}
@@ -148,9 +172,7 @@ func (p *product) portable() {
 			}
 		}
 		if p.relu {
-			for j, v := range c {
-				c[j] = max(v, 0)
-			}
+			clampPortable(c)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -38,24 +39,34 @@ func each(t *testing.T, f func(t *testing.T)) {
 // reference is the definition of product in float64.
 func reference(p product) []float32 {
 	c := append([]float32(nil), p.c...)
-	for i := range p.m {
-		for j := range p.n {
-			sum := 0.0
-			switch {
-			case p.add:
-				sum = float64(p.c[i*p.cRow+j])
-			case p.bias != nil:
-				sum = float64(p.bias[j])
-			}
-			for s := range p.segments {
-				for k := range p.steps {
-					sum += float64(p.a[s*p.aSegment+i*p.aRow+k*p.aStep]) * float64(p.b[s*p.bSegment+k*p.bStep+j])
+	for l := range max(1, p.lines) {
+		for i := range p.m {
+			for j := range p.n {
+				at := l*p.cLine + i*p.cRow + j
+				sum := 0.0
+				switch {
+				case p.add:
+					sum = float64(p.c[at])
+				case p.bias != nil:
+					sum = float64(p.bias[j])
 				}
+				for s := range p.segments {
+					for k := range p.steps {
+						a, b := p.a[l*p.aLine+s*p.aSegment+i*p.aRow+k*p.aStep], p.b[s*p.bSegment+k*p.bStep+j]
+						if p.pairs {
+							a0, a1 := split(a)
+							b0, b1 := split(b)
+							sum += float64(a0)*float64(b0) + float64(a1)*float64(b1)
+						} else {
+							sum += float64(a) * float64(b)
+						}
+					}
+				}
+				if p.relu {
+					sum = max(sum, 0)
+				}
+				c[at] = float32(sum)
 			}
-			if p.relu {
-				sum = max(sum, 0)
-			}
-			c[i*p.cRow+j] = float32(sum)
 		}
 	}
 	return c
@@ -64,10 +75,25 @@ func reference(p product) []float32 {
 func TestProductEqualsDefinition(t *testing.T) {
 	each(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
-		for trial := range 600 {
+		// operand has n values, or pairs of them, anywhere: vectors need not be aligned
+		operand := func(n int, pairs bool) []float32 {
+			off := rng.IntN(4)
+			v := fill(rng, off+2*n)
+			if pairs {
+				for i := range n {
+					v[off+i] = join(v[off+i], v[off+n+i])
+				}
+			}
+			return v[off:][:n]
+		}
+		trials := 600
+		if testing.Short() {
+			trials = 150
+		}
+		for trial := range trials {
 			p := product{
-				m: 1 + rng.IntN(40), n: 1 + rng.IntN(70), steps: 1 + rng.IntN(20), segments: 1 + rng.IntN(4),
-				add: trial%3 == 0, relu: trial%2 == 0,
+				m: 1 + rng.IntN(70), n: 1 + rng.IntN(140), steps: 1 + rng.IntN(40), segments: 1 + rng.IntN(4), lines: rng.IntN(4),
+				add: trial%3 == 0, relu: trial%2 == 0, pairs: trial/2%2 == 0, turned: new([]float32),
 			}
 			if trial%50 == 0 {
 				p.steps, p.segments = 2*maxSteps+3, 1
@@ -77,19 +103,19 @@ func TestProductEqualsDefinition(t *testing.T) {
 			} else {
 				p.aRow, p.aStep = p.steps+rng.IntN(3), 1
 			}
-			p.aSegment = rng.IntN(9)
-			p.bStep, p.cRow = p.n+rng.IntN(5), p.n+rng.IntN(5)
-			p.bSegment = p.steps * p.bStep
-			off := rng.IntN(4) // vectors need not be aligned
-			p.a = fill(rng, off+p.segments*p.aSegment+p.m*p.aRow+p.steps*p.aStep)[off:]
-			p.b = fill(rng, off+p.segments*p.bSegment)[off:]
-			p.c = fill(rng, off+p.m*p.cRow)[off:]
+			p.aSegment, p.aLine = rng.IntN(9), rng.IntN(9)
+			p.bStep, p.cRow = p.n+rng.IntN(2)*rng.IntN(5), p.n+rng.IntN(5)
+			p.bSegment = p.steps*p.bStep + trial/5%2*rng.IntN(5)
+			p.cLine = p.m * p.cRow
+			p.a = operand(p.lines*p.aLine+p.segments*p.aSegment+p.m*p.aRow+p.steps*p.aStep, p.pairs)
+			p.b = operand(p.segments*p.bSegment, p.pairs)
+			p.c = operand(max(1, p.lines)*p.cLine, false)
 			if trial%3 == 1 {
-				p.bias = fill(rng, p.n)
+				p.bias = operand(p.n, false)
 			}
 			want := reference(p)
 			p.run()
-			near(t, fmt.Sprintf("trial %d: %dx%d over %dx%d", trial, p.m, p.n, p.segments, p.steps), p.c, want, 1e-4)
+			near(t, fmt.Sprintf("trial %d: %dx%d over %dx%d, %d lines, pairs %v", trial, p.m, p.n, p.segments, p.steps, p.lines, p.pairs), p.c, want, 1e-4)
 		}
 	})
 }
@@ -419,16 +445,24 @@ func TestElementwisePathsAgree(t *testing.T) {
 	}
 }
 
-func TestTransposeTwiceIsIdentity(t *testing.T) {
-	rng := rand.New(rand.NewPCG(5, 6))
-	src := fill(rng, 37*19)
-	once, twice := make([]float32, len(src)), make([]float32, len(src))
-	transpose(once, src, 37, 19)
-	transpose(twice, once, 19, 37)
-	near(t, "transposed twice", twice, src, 0)
-	if once[19-1+0] == src[18] && once[1] == src[1] {
-		t.Error("transpose left the matrix as it was")
-	}
+func TestTranspose(t *testing.T) {
+	each(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(5, 6))
+		for _, rows := range []int{1, 5, 16, 37, 48} {
+			for _, columns := range []int{1, 15, 16, 19, 33} {
+				dstRow, srcRow := rows+rng.IntN(3), columns+rng.IntN(3)
+				src, dst := fill(rng, rows*srcRow), fill(rng, columns*dstRow)
+				want := slices.Clone(dst)
+				for r := range rows {
+					for c := range columns {
+						want[c*dstRow+r] = src[r*srcRow+c]
+					}
+				}
+				transposeTo(dst, src, rows, columns, dstRow, srcRow)
+				near(t, fmt.Sprintf("%d x %d", rows, columns), dst, want, 0)
+			}
+		}
+	})
 }
 
 // BenchmarkLayer measures the layers of the network trades, on one goroutine.

@@ -18,6 +18,7 @@ type Conv struct {
 	back   *Conv     // the input gradient, where that is a convolution
 	xPairs []float32 // operands of the weight gradient as pairs of bfloat16
 	dPairs []float32
+	turned []float32 // an operand, transposed
 }
 
 // grow returns a slice of n floats, reusing s where it is long enough. New
@@ -85,16 +86,14 @@ func (c *Conv) pairedInput(x []float32) (image []float32, width, channels int) {
 // Forward computes y = conv(x, w) + bias for rows examples, clamped at 0 where
 // relu is set. The weights are as Pack returned them.
 func (c *Conv) Forward(y, x, w, bias []float32, rows int, relu bool) {
-	in, row := c.Height*c.Width*c.Channels, c.OutWidth*c.Filters
+	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
 	for r := range rows {
 		c.load(x[r*in:][:in], w, bias, relu)
-		for oy := range c.OutHeight {
-			c.row(y[(r*c.OutHeight+oy)*row:], oy)
-		}
+		c.rows(y[r*out:], 0, c.OutHeight)
 	}
 }
 
-// load prepares the rows of one example's output.
+// load prepares for rows the rows of one example's output.
 func (c *Conv) load(x, w, bias []float32, relu bool) {
 	var image []float32
 	width, channels := 0, c.Channels
@@ -109,20 +108,32 @@ func (c *Conv) load(x, w, bias []float32, relu bool) {
 		a: image, aRow: c.Stride * channels, aStep: 1, aSegment: c.width,
 		b: w, bStep: c.Filters, bSegment: c.Kernel * channels * c.Filters,
 		cRow: c.Filters, bias: bias, relu: relu, pairs: c.packs(),
+		aLine: c.Stride * width * channels, cLine: c.OutWidth * c.Filters,
 	}
 }
 
-// row computes one row of the output. The rows of a filter that lie in the
-// border are left out.
-func (c *Conv) row(y []float32, oy int) {
-	at := oy*c.Stride - c.Padding // row of the input under the filter's first
-	lo, hi := max(0, -at), min(c.Kernel, c.Height-at)
-	p := c.image
-	p.segments = hi - lo
-	p.a = p.a[(oy*c.Stride+lo)*c.width:]
-	p.b = p.b[lo*p.bSegment:]
-	p.c = y
-	p.run()
+// rows computes n rows of the output from oy on. The rows of a filter that lie in
+// the border are left out; those of the output that see the same ones go together.
+func (c *Conv) rows(y []float32, oy, n int) {
+	under := func(oy int) (lo, hi int) {
+		at := oy*c.Stride - c.Padding // row of the input under the filter's first
+		return max(0, -at), min(c.Kernel, c.Height-at)
+	}
+	for first, end := oy, oy+n; oy < end; {
+		p := c.image
+		lo, hi := under(oy)
+		p.segments = hi - lo
+		p.a = p.a[(oy*c.Stride+lo)*c.width:]
+		p.b = p.b[lo*p.bSegment:]
+		p.c = y[(oy-first)*c.OutWidth*c.Filters:]
+		for same := true; same; {
+			oy++
+			p.lines++
+			l, h := under(oy)
+			same = oy < end && l == lo && h == hi
+		}
+		p.run()
+	}
 }
 
 // direct says whether the gradient of the input is itself a convolution of
@@ -232,7 +243,7 @@ func (c *Conv) addWeight(dw, dbias, x, dy []float32) {
 		m: segment, n: c.Filters, steps: c.OutWidth,
 		aRow: 1, aStep: c.Stride * c.Channels, aSegment: c.Stride * width * c.Channels,
 		b: dy, bStep: c.Filters, bSegment: c.OutWidth * c.Filters,
-		cRow: c.Filters, add: true, pairs: c.BF16,
+		cRow: c.Filters, add: true, pairs: c.BF16, turned: &c.turned,
 	}
 	if c.BF16 {
 		// Steps are output pixels, so the pairs are of neighbours in a row: in x
@@ -277,6 +288,7 @@ type Dense struct {
 	BF16      bool // multiply bfloat16 values: see HasBF16
 
 	pairs, dPairs []float32 // operands as pairs of bfloat16
+	turned        []float32 // an operand, transposed
 }
 
 // Pack makes Dense a Packer.
@@ -338,7 +350,7 @@ func (d *Dense) BackwardInput(dx, dy, turned []float32, rows int) {
 func (d *Dense) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
 	p := product{
 		m: d.In, n: d.Units, steps: rows, segments: 1,
-		a: x, aRow: 1, aStep: d.In, b: dy, bStep: d.Units, c: dw, cRow: d.Units, pairs: d.BF16,
+		a: x, aRow: 1, aStep: d.In, b: dy, bStep: d.Units, c: dw, cRow: d.Units, pairs: d.BF16, turned: &d.turned,
 	}
 	if d.BF16 {
 		p.steps = (rows + 1) / 2
@@ -429,9 +441,7 @@ func (p *ConvPool) Forward(y, x, w, bias []float32, rows int, relu bool) {
 	for r := range rows {
 		p.load(x[r*in:][:in], w, bias, relu)
 		for py := range p.OutHeight / p.Size {
-			for i := range p.Size {
-				p.row(p.strip[i*line:], py*p.Size+i)
-			}
+			p.rows(p.strip, py*p.Size, p.Size)
 			at := r*out + py*row
 			pool(y[at:at+row], p.which[at:at+row], p.strip, p.Size, line, p.Filters)
 		}

@@ -11,6 +11,9 @@ import (
 func available() (paths []string) {
 	avx512 := cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VL && cpu.X86.HasAVX2 && cpu.X86.HasFMA
 	if avx512 && cpu.X86.HasAVX512BF16 {
+		if hasTiles {
+			paths = append(paths, "amx")
+		}
 		paths = append(paths, "avx512bf16")
 	}
 	if avx512 {
@@ -44,6 +47,8 @@ func (p *product) dispatch() {
 		p.portable()
 	case path == "avx2":
 		p.vectors(avx2)
+	case p.tiled():
+		p.tile()
 	case p.pairs:
 		p.vectors(bf16)
 	default:
@@ -79,6 +84,8 @@ func peak(path string) (perTurn int, loop func(turns int)) {
 		return accumulators * 16 * 2, peakAVX512
 	case "avx512bf16":
 		return accumulators * 32 * 2, peakBF16
+	case "amx":
+		return 6 * 16 * 16 * 32 * 2, peakAMX
 	}
 	return 8 * 2, peakPortable
 }
@@ -169,6 +176,31 @@ func selected(dst, src []float32, index []int32, place int32) {
 		i = n * 8
 	}
 	selectedPortable(dst[i:], src[i:], index[i:], place)
+}
+
+func clamp(v []float32) {
+	i := 0
+	if n := len(v) / 8; n > 0 && vectorised() {
+		clampVectors(&v[0], n)
+		i = n * 8
+	}
+	clampPortable(v[i:])
+}
+
+// transposeTo writes the transpose of src [rows, columns] to dst: their rows are
+// srcRow and dstRow apart.
+func transposeTo(dst, src []float32, rows, columns, dstRow, srcRow int) {
+	if !vectorised() || path == "avx2" || rows < 1 || columns < 1 {
+		transposePortable(dst, src, rows, columns, dstRow, srcRow)
+		return
+	}
+	_, _ = dst[(columns-1)*dstRow+rows-1], src[(rows-1)*srcRow+columns-1]
+	const block = 16
+	for r := 0; r < rows; r += block {
+		for c := 0; c < columns; c += block {
+			transposeBlock(&dst[c*dstRow+r], &src[r*srcRow+c], min(block, rows-r), min(block, columns-c), dstRow*4, srcRow*4)
+		}
+	}
 }
 
 func maskPositive(dst, grad, y []float32) {

@@ -18471,6 +18471,623 @@ store:
 	VZEROUPPER
 	RET
 
+// func amx_1x1(t *[25]uintptr)
+TEXT ·amx_1x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	LONG $0x4978e2c4
+	BYTE $0x07
+	MOVQ 120(DI), R8
+	MOVQ 152(DI), R9
+	MOVQ 176(DI), R10
+	XORQ R13, R13
+
+strip:
+	// the tiles start as c, as the bias, or as zero
+	MOVQ 96(DI), CX
+	CMPQ CX, $0x01
+	JEQ  add
+	JA   bias
+	LONG $0x497be2c4
+	BYTE $0xc0
+	JMP  started
+
+add:
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	LONG $0x4b7b82c4
+	WORD $0x1384
+	LONG $0x00
+	JMP  started
+
+bias:
+	MOVQ 88(DI), AX
+	ADDQ R13, AX
+	XORQ CX, CX
+	LONG $0x4b7be2c4
+	WORD $0x0884
+	LONG $0x00
+
+started:
+	MOVQ 64(DI), SI
+	MOVQ 72(DI), BX
+	ADDQ R13, BX
+	MOVQ 104(DI), DX
+
+segment:
+	MOVQ 112(DI), CX
+
+step:
+	LONG $0x4b7ba2c4
+	WORD $0x06a4
+	LONG $0x00
+	LONG $0x4b7ba2c4
+	WORD $0x0bac
+	LONG $0x00
+	LONG $0x5c52e2c4
+	BYTE $0xc4
+	ADDQ 128(DI), SI
+	ADDQ 160(DI), BX
+	DECQ CX
+	JNZ  step
+	ADDQ 136(DI), SI
+	ADDQ 168(DI), BX
+	DECQ DX
+	JNZ  segment
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	LONG $0x4b7a82c4
+	WORD $0x1384
+	LONG $0x00
+	ADDQ $0x00000040, R13
+	CMPQ R13, 192(DI)
+	JLT  strip
+	LONG $0x4978e2c4
+	BYTE $0xc0
+	RET
+
+// func amx_1x2(t *[25]uintptr)
+TEXT ·amx_1x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	LONG $0x4978e2c4
+	BYTE $0x07
+	MOVQ 120(DI), R8
+	MOVQ 152(DI), R9
+	MOVQ 176(DI), R10
+	XORQ R13, R13
+
+strip:
+	// the tiles start as c, as the bias, or as zero
+	MOVQ 96(DI), CX
+	CMPQ CX, $0x01
+	JEQ  add
+	JA   bias
+	LONG $0x497be2c4
+	BYTE $0xc0
+	LONG $0x497be2c4
+	BYTE $0xc8
+	JMP  started
+
+add:
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	LONG $0x4b7b82c4
+	WORD $0x1384
+	LONG $0x00
+	LONG $0x4b7b82c4
+	WORD $0x138c
+	LONG $0x40
+	JMP  started
+
+bias:
+	MOVQ 88(DI), AX
+	ADDQ R13, AX
+	XORQ CX, CX
+	LONG $0x4b7be2c4
+	WORD $0x0884
+	LONG $0x00
+	LONG $0x4b7be2c4
+	WORD $0x088c
+	LONG $0x40
+
+started:
+	MOVQ 64(DI), SI
+	MOVQ 72(DI), BX
+	ADDQ R13, BX
+	MOVQ 104(DI), DX
+
+segment:
+	MOVQ 112(DI), CX
+
+step:
+	LONG $0x4b7ba2c4
+	WORD $0x06a4
+	LONG $0x00
+	LONG $0x4b7ba2c4
+	WORD $0x0bac
+	LONG $0x00
+	LONG $0x5c52e2c4
+	BYTE $0xc4
+	LONG $0x4b7ba2c4
+	WORD $0x0bb4
+	LONG $0x40
+	LONG $0x5c4ae2c4
+	BYTE $0xcc
+	ADDQ 128(DI), SI
+	ADDQ 160(DI), BX
+	DECQ CX
+	JNZ  step
+	ADDQ 136(DI), SI
+	ADDQ 168(DI), BX
+	DECQ DX
+	JNZ  segment
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	LONG $0x4b7a82c4
+	WORD $0x1384
+	LONG $0x00
+	LONG $0x4b7a82c4
+	WORD $0x138c
+	LONG $0x40
+	ADDQ $0x00000080, R13
+	CMPQ R13, 192(DI)
+	JLT  strip
+	LONG $0x4978e2c4
+	BYTE $0xc0
+	RET
+
+// func amx_1x3(t *[25]uintptr)
+TEXT ·amx_1x3(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	LONG $0x4978e2c4
+	BYTE $0x07
+	MOVQ 120(DI), R8
+	MOVQ 152(DI), R9
+	MOVQ 176(DI), R10
+	XORQ R13, R13
+
+strip:
+	// the tiles start as c, as the bias, or as zero
+	MOVQ 96(DI), CX
+	CMPQ CX, $0x01
+	JEQ  add
+	JA   bias
+	LONG $0x497be2c4
+	BYTE $0xc0
+	LONG $0x497be2c4
+	BYTE $0xc8
+	LONG $0x497be2c4
+	BYTE $0xd0
+	JMP  started
+
+add:
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	LONG $0x4b7b82c4
+	WORD $0x1384
+	LONG $0x00
+	LONG $0x4b7b82c4
+	WORD $0x138c
+	LONG $0x40
+	LONG $0x4b7b82c4
+	WORD $0x1394
+	LONG $0x80
+	JMP  started
+
+bias:
+	MOVQ 88(DI), AX
+	ADDQ R13, AX
+	XORQ CX, CX
+	LONG $0x4b7be2c4
+	WORD $0x0884
+	LONG $0x00
+	LONG $0x4b7be2c4
+	WORD $0x088c
+	LONG $0x40
+	LONG $0x4b7be2c4
+	WORD $0x0894
+	LONG $0x80
+
+started:
+	MOVQ 64(DI), SI
+	MOVQ 72(DI), BX
+	ADDQ R13, BX
+	MOVQ 104(DI), DX
+
+segment:
+	MOVQ 112(DI), CX
+
+step:
+	LONG $0x4b7ba2c4
+	WORD $0x06a4
+	LONG $0x00
+	LONG $0x4b7ba2c4
+	WORD $0x0bac
+	LONG $0x00
+	LONG $0x5c52e2c4
+	BYTE $0xc4
+	LONG $0x4b7ba2c4
+	WORD $0x0bb4
+	LONG $0x40
+	LONG $0x5c4ae2c4
+	BYTE $0xcc
+	LONG $0x4b7ba2c4
+	WORD $0x0bbc
+	LONG $0x80
+	LONG $0x5c42e2c4
+	BYTE $0xd4
+	ADDQ 128(DI), SI
+	ADDQ 160(DI), BX
+	DECQ CX
+	JNZ  step
+	ADDQ 136(DI), SI
+	ADDQ 168(DI), BX
+	DECQ DX
+	JNZ  segment
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	LONG $0x4b7a82c4
+	WORD $0x1384
+	LONG $0x00
+	LONG $0x4b7a82c4
+	WORD $0x138c
+	LONG $0x40
+	LONG $0x4b7a82c4
+	WORD $0x1394
+	LONG $0x80
+	ADDQ $0x000000c0, R13
+	CMPQ R13, 192(DI)
+	JLT  strip
+	LONG $0x4978e2c4
+	BYTE $0xc0
+	RET
+
+// func amx_1x4(t *[25]uintptr)
+TEXT ·amx_1x4(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	LONG $0x4978e2c4
+	BYTE $0x07
+	MOVQ 120(DI), R8
+	MOVQ 152(DI), R9
+	MOVQ 176(DI), R10
+	XORQ R13, R13
+
+strip:
+	// the tiles start as c, as the bias, or as zero
+	MOVQ 96(DI), CX
+	CMPQ CX, $0x01
+	JEQ  add
+	JA   bias
+	LONG $0x497be2c4
+	BYTE $0xc0
+	LONG $0x497be2c4
+	BYTE $0xc8
+	LONG $0x497be2c4
+	BYTE $0xd0
+	LONG $0x497be2c4
+	BYTE $0xd8
+	JMP  started
+
+add:
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	LONG $0x4b7b82c4
+	WORD $0x1384
+	LONG $0x00
+	LONG $0x4b7b82c4
+	WORD $0x138c
+	LONG $0x40
+	LONG $0x4b7b82c4
+	WORD $0x1394
+	LONG $0x80
+	LONG $0x4b7b82c4
+	WORD $0x139c
+	LONG $0xc0
+	JMP  started
+
+bias:
+	MOVQ 88(DI), AX
+	ADDQ R13, AX
+	XORQ CX, CX
+	LONG $0x4b7be2c4
+	WORD $0x0884
+	LONG $0x00
+	LONG $0x4b7be2c4
+	WORD $0x088c
+	LONG $0x40
+	LONG $0x4b7be2c4
+	WORD $0x0894
+	LONG $0x80
+	LONG $0x4b7be2c4
+	WORD $0x089c
+	LONG $0xc0
+
+started:
+	MOVQ 64(DI), SI
+	MOVQ 72(DI), BX
+	ADDQ R13, BX
+	MOVQ 104(DI), DX
+
+segment:
+	MOVQ 112(DI), CX
+
+step:
+	LONG $0x4b7ba2c4
+	WORD $0x06a4
+	LONG $0x00
+	LONG $0x4b7ba2c4
+	WORD $0x0bac
+	LONG $0x00
+	LONG $0x5c52e2c4
+	BYTE $0xc4
+	LONG $0x4b7ba2c4
+	WORD $0x0bb4
+	LONG $0x40
+	LONG $0x5c4ae2c4
+	BYTE $0xcc
+	LONG $0x4b7ba2c4
+	WORD $0x0bbc
+	LONG $0x80
+	LONG $0x5c42e2c4
+	BYTE $0xd4
+	LONG $0x4b7ba2c4
+	WORD $0x0bac
+	LONG $0xc0
+	LONG $0x5c52e2c4
+	BYTE $0xdc
+	ADDQ 128(DI), SI
+	ADDQ 160(DI), BX
+	DECQ CX
+	JNZ  step
+	ADDQ 136(DI), SI
+	ADDQ 168(DI), BX
+	DECQ DX
+	JNZ  segment
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	LONG $0x4b7a82c4
+	WORD $0x1384
+	LONG $0x00
+	LONG $0x4b7a82c4
+	WORD $0x138c
+	LONG $0x40
+	LONG $0x4b7a82c4
+	WORD $0x1394
+	LONG $0x80
+	LONG $0x4b7a82c4
+	WORD $0x139c
+	LONG $0xc0
+	ADDQ $0x00000100, R13
+	CMPQ R13, 192(DI)
+	JLT  strip
+	LONG $0x4978e2c4
+	BYTE $0xc0
+	RET
+
+// func amx_2x1(t *[25]uintptr)
+TEXT ·amx_2x1(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	LONG $0x4978e2c4
+	BYTE $0x07
+	MOVQ 120(DI), R8
+	MOVQ 152(DI), R9
+	MOVQ 176(DI), R10
+	XORQ R13, R13
+
+strip:
+	// the tiles start as c, as the bias, or as zero
+	MOVQ 96(DI), CX
+	CMPQ CX, $0x01
+	JEQ  add
+	JA   bias
+	LONG $0x497be2c4
+	BYTE $0xc0
+	LONG $0x497be2c4
+	BYTE $0xc8
+	JMP  started
+
+add:
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	MOVQ 184(DI), AX
+	ADDQ R11, AX
+	LONG $0x4b7b82c4
+	WORD $0x1384
+	LONG $0x00
+	LONG $0x4b7ba2c4
+	WORD $0x108c
+	LONG $0x00
+	JMP  started
+
+bias:
+	MOVQ 88(DI), AX
+	ADDQ R13, AX
+	XORQ CX, CX
+	LONG $0x4b7be2c4
+	WORD $0x0884
+	LONG $0x00
+	LONG $0x4b7be2c4
+	WORD $0x088c
+	LONG $0x00
+
+started:
+	MOVQ 64(DI), SI
+	MOVQ 144(DI), R12
+	ADDQ SI, R12
+	MOVQ 72(DI), BX
+	ADDQ R13, BX
+	MOVQ 104(DI), DX
+
+segment:
+	MOVQ 112(DI), CX
+
+step:
+	LONG $0x4b7ba2c4
+	WORD $0x06a4
+	LONG $0x00
+	LONG $0x4b7b82c4
+	WORD $0x04ac
+	LONG $0x00
+	LONG $0x4b7ba2c4
+	WORD $0x0bb4
+	LONG $0x00
+	LONG $0x5c4ae2c4
+	BYTE $0xc4
+	LONG $0x5c4ae2c4
+	BYTE $0xcd
+	ADDQ 128(DI), SI
+	ADDQ 128(DI), R12
+	ADDQ 160(DI), BX
+	DECQ CX
+	JNZ  step
+	ADDQ 136(DI), SI
+	ADDQ 136(DI), R12
+	ADDQ 168(DI), BX
+	DECQ DX
+	JNZ  segment
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	MOVQ 184(DI), AX
+	ADDQ R11, AX
+	LONG $0x4b7a82c4
+	WORD $0x1384
+	LONG $0x00
+	LONG $0x4b7aa2c4
+	WORD $0x108c
+	LONG $0x00
+	ADDQ $0x00000040, R13
+	CMPQ R13, 192(DI)
+	JLT  strip
+	LONG $0x4978e2c4
+	BYTE $0xc0
+	RET
+
+// func amx_2x2(t *[25]uintptr)
+TEXT ·amx_2x2(SB), NOSPLIT, $0-8
+	MOVQ t+0(FP), DI
+	LONG $0x4978e2c4
+	BYTE $0x07
+	MOVQ 120(DI), R8
+	MOVQ 152(DI), R9
+	MOVQ 176(DI), R10
+	XORQ R13, R13
+
+strip:
+	// the tiles start as c, as the bias, or as zero
+	MOVQ 96(DI), CX
+	CMPQ CX, $0x01
+	JEQ  add
+	JA   bias
+	LONG $0x497be2c4
+	BYTE $0xc0
+	LONG $0x497be2c4
+	BYTE $0xc8
+	LONG $0x497be2c4
+	BYTE $0xd0
+	LONG $0x497be2c4
+	BYTE $0xd8
+	JMP  started
+
+add:
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	MOVQ 184(DI), AX
+	ADDQ R11, AX
+	LONG $0x4b7b82c4
+	WORD $0x1384
+	LONG $0x00
+	LONG $0x4b7b82c4
+	WORD $0x138c
+	LONG $0x40
+	LONG $0x4b7ba2c4
+	WORD $0x1094
+	LONG $0x00
+	LONG $0x4b7ba2c4
+	WORD $0x109c
+	LONG $0x40
+	JMP  started
+
+bias:
+	MOVQ 88(DI), AX
+	ADDQ R13, AX
+	XORQ CX, CX
+	LONG $0x4b7be2c4
+	WORD $0x0884
+	LONG $0x00
+	LONG $0x4b7be2c4
+	WORD $0x088c
+	LONG $0x40
+	LONG $0x4b7be2c4
+	WORD $0x0894
+	LONG $0x00
+	LONG $0x4b7be2c4
+	WORD $0x089c
+	LONG $0x40
+
+started:
+	MOVQ 64(DI), SI
+	MOVQ 144(DI), R12
+	ADDQ SI, R12
+	MOVQ 72(DI), BX
+	ADDQ R13, BX
+	MOVQ 104(DI), DX
+
+segment:
+	MOVQ 112(DI), CX
+
+step:
+	LONG $0x4b7ba2c4
+	WORD $0x06a4
+	LONG $0x00
+	LONG $0x4b7b82c4
+	WORD $0x04ac
+	LONG $0x00
+	LONG $0x4b7ba2c4
+	WORD $0x0bb4
+	LONG $0x00
+	LONG $0x5c4ae2c4
+	BYTE $0xc4
+	LONG $0x5c4ae2c4
+	BYTE $0xd5
+	LONG $0x4b7ba2c4
+	WORD $0x0bbc
+	LONG $0x40
+	LONG $0x5c42e2c4
+	BYTE $0xcc
+	LONG $0x5c42e2c4
+	BYTE $0xdd
+	ADDQ 128(DI), SI
+	ADDQ 128(DI), R12
+	ADDQ 160(DI), BX
+	DECQ CX
+	JNZ  step
+	ADDQ 136(DI), SI
+	ADDQ 136(DI), R12
+	ADDQ 168(DI), BX
+	DECQ DX
+	JNZ  segment
+	MOVQ 80(DI), R11
+	ADDQ R13, R11
+	MOVQ 184(DI), AX
+	ADDQ R11, AX
+	LONG $0x4b7a82c4
+	WORD $0x1384
+	LONG $0x00
+	LONG $0x4b7a82c4
+	WORD $0x138c
+	LONG $0x40
+	LONG $0x4b7aa2c4
+	WORD $0x1094
+	LONG $0x00
+	LONG $0x4b7aa2c4
+	WORD $0x109c
+	LONG $0x40
+	ADDQ $0x00000080, R13
+	CMPQ R13, 192(DI)
+	JLT  strip
+	LONG $0x4978e2c4
+	BYTE $0xc0
+	RET
+
 // func addVectors(dst *float32, src *float32, n int)
 // Requires: AVX
 TEXT ·addVectors(SB), NOSPLIT, $0-24
@@ -18484,6 +19101,23 @@ loop:
 	VMOVUPS Y0, (DI)
 	ADDQ    $0x20, DI
 	ADDQ    $0x20, SI
+	DECQ    CX
+	JNZ     loop
+	VZEROUPPER
+	RET
+
+// func clampVectors(v *float32, n int)
+// Requires: AVX
+TEXT ·clampVectors(SB), NOSPLIT, $0-16
+	MOVQ   n+8(FP), CX
+	MOVQ   v+0(FP), DI
+	VXORPS Y1, Y1, Y1
+
+loop:
+	VMOVUPS (DI), Y0
+	VMAXPS  Y0, Y1, Y0
+	VMOVUPS Y0, (DI)
+	ADDQ    $0x20, DI
 	DECQ    CX
 	JNZ     loop
 	VZEROUPPER
@@ -18664,6 +19298,218 @@ loop:
 	ADDQ    $0x20, R9
 	DECQ    CX
 	JNZ     loop
+	VZEROUPPER
+	RET
+
+// func transposeBlock(dst *float32, src *float32, rows int, columns int, dstRow int, srcRow int)
+// Requires: AVX, AVX512F
+TEXT ·transposeBlock(SB), NOSPLIT, $0-48
+	MOVQ      dst+0(FP), DI
+	MOVQ      src+8(FP), SI
+	MOVQ      rows+16(FP), R10
+	MOVQ      columns+24(FP), R11
+	MOVQ      dstRow+32(FP), R8
+	MOVQ      srcRow+40(FP), R9
+	MOVQ      $0x0000000000000001, AX
+	MOVQ      R11, CX
+	SHLQ      CL, AX
+	DECQ      AX
+	KMOVW     AX, K1
+	MOVQ      $0x0000000000000001, AX
+	MOVQ      R10, CX
+	SHLQ      CL, AX
+	DECQ      AX
+	KMOVW     AX, K2
+	VMOVUPS.Z (SI), K1, Z0
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z1
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z2
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z3
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z4
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z5
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z6
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z7
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z8
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z9
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z10
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z11
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z12
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z13
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z14
+	DECQ      R10
+	JZ        loaded
+	ADDQ      R9, SI
+	VMOVUPS.Z (SI), K1, Z15
+
+loaded:
+	VUNPCKLPS  Z1, Z0, Z16
+	VUNPCKHPS  Z1, Z0, Z17
+	VUNPCKLPS  Z3, Z2, Z18
+	VUNPCKHPS  Z3, Z2, Z19
+	VUNPCKLPS  Z5, Z4, Z20
+	VUNPCKHPS  Z5, Z4, Z21
+	VUNPCKLPS  Z7, Z6, Z22
+	VUNPCKHPS  Z7, Z6, Z23
+	VUNPCKLPS  Z9, Z8, Z24
+	VUNPCKHPS  Z9, Z8, Z25
+	VUNPCKLPS  Z11, Z10, Z26
+	VUNPCKHPS  Z11, Z10, Z27
+	VUNPCKLPS  Z13, Z12, Z28
+	VUNPCKHPS  Z13, Z12, Z29
+	VUNPCKLPS  Z15, Z14, Z30
+	VUNPCKHPS  Z15, Z14, Z31
+	VUNPCKLPD  Z18, Z16, Z0
+	VUNPCKHPD  Z18, Z16, Z1
+	VUNPCKLPD  Z19, Z17, Z2
+	VUNPCKHPD  Z19, Z17, Z3
+	VUNPCKLPD  Z22, Z20, Z4
+	VUNPCKHPD  Z22, Z20, Z5
+	VUNPCKLPD  Z23, Z21, Z6
+	VUNPCKHPD  Z23, Z21, Z7
+	VUNPCKLPD  Z26, Z24, Z8
+	VUNPCKHPD  Z26, Z24, Z9
+	VUNPCKLPD  Z27, Z25, Z10
+	VUNPCKHPD  Z27, Z25, Z11
+	VUNPCKLPD  Z30, Z28, Z12
+	VUNPCKHPD  Z30, Z28, Z13
+	VUNPCKLPD  Z31, Z29, Z14
+	VUNPCKHPD  Z31, Z29, Z15
+	VSHUFF32X4 $0x88, Z4, Z0, Z16
+	VSHUFF32X4 $0xdd, Z4, Z0, Z20
+	VSHUFF32X4 $0x88, Z5, Z1, Z17
+	VSHUFF32X4 $0xdd, Z5, Z1, Z21
+	VSHUFF32X4 $0x88, Z6, Z2, Z18
+	VSHUFF32X4 $0xdd, Z6, Z2, Z22
+	VSHUFF32X4 $0x88, Z7, Z3, Z19
+	VSHUFF32X4 $0xdd, Z7, Z3, Z23
+	VSHUFF32X4 $0x88, Z12, Z8, Z24
+	VSHUFF32X4 $0xdd, Z12, Z8, Z28
+	VSHUFF32X4 $0x88, Z13, Z9, Z25
+	VSHUFF32X4 $0xdd, Z13, Z9, Z29
+	VSHUFF32X4 $0x88, Z14, Z10, Z26
+	VSHUFF32X4 $0xdd, Z14, Z10, Z30
+	VSHUFF32X4 $0x88, Z15, Z11, Z27
+	VSHUFF32X4 $0xdd, Z15, Z11, Z31
+	VSHUFF32X4 $0x88, Z24, Z16, Z0
+	VSHUFF32X4 $0xdd, Z24, Z16, Z8
+	VSHUFF32X4 $0x88, Z25, Z17, Z1
+	VSHUFF32X4 $0xdd, Z25, Z17, Z9
+	VSHUFF32X4 $0x88, Z26, Z18, Z2
+	VSHUFF32X4 $0xdd, Z26, Z18, Z10
+	VSHUFF32X4 $0x88, Z27, Z19, Z3
+	VSHUFF32X4 $0xdd, Z27, Z19, Z11
+	VSHUFF32X4 $0x88, Z28, Z20, Z4
+	VSHUFF32X4 $0xdd, Z28, Z20, Z12
+	VSHUFF32X4 $0x88, Z29, Z21, Z5
+	VSHUFF32X4 $0xdd, Z29, Z21, Z13
+	VSHUFF32X4 $0x88, Z30, Z22, Z6
+	VSHUFF32X4 $0xdd, Z30, Z22, Z14
+	VSHUFF32X4 $0x88, Z31, Z23, Z7
+	VSHUFF32X4 $0xdd, Z31, Z23, Z15
+	VMOVUPS    Z0, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z1, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z2, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z3, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z4, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z5, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z6, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z7, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z8, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z9, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z10, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z11, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z12, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z13, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z14, K2, (DI)
+	DECQ       R11
+	JZ         stored
+	ADDQ       R8, DI
+	VMOVUPS    Z15, K2, (DI)
+
+stored:
 	VZEROUPPER
 	RET
 
@@ -19105,4 +19951,56 @@ loop:
 	DECQ CX
 	JNZ  loop
 	VZEROUPPER
+	RET
+
+DATA wholeTiles<>+0(SB)/8, $0x0000000000000001
+DATA wholeTiles<>+8(SB)/8, $0x0000000000000000
+DATA wholeTiles<>+16(SB)/8, $0x0040004000400040
+DATA wholeTiles<>+24(SB)/8, $0x0040004000400040
+DATA wholeTiles<>+32(SB)/8, $0x0000000000000000
+DATA wholeTiles<>+40(SB)/8, $0x0000000000000000
+DATA wholeTiles<>+48(SB)/8, $0x1010101010101010
+DATA wholeTiles<>+56(SB)/8, $0x0000000000000000
+GLOBL wholeTiles<>(SB), RODATA|NOPTR, $64
+
+// func peakAMX(n int)
+TEXT ·peakAMX(SB), NOSPLIT, $0-8
+	MOVQ n+0(FP), CX
+	LEAQ wholeTiles<>+0(SB), DI
+	LONG $0x4978e2c4
+	BYTE $0x07
+	LONG $0x497be2c4
+	BYTE $0xc0
+	LONG $0x497be2c4
+	BYTE $0xc8
+	LONG $0x497be2c4
+	BYTE $0xd0
+	LONG $0x497be2c4
+	BYTE $0xd8
+	LONG $0x497be2c4
+	BYTE $0xe0
+	LONG $0x497be2c4
+	BYTE $0xe8
+	LONG $0x497be2c4
+	BYTE $0xf0
+	LONG $0x497be2c4
+	BYTE $0xf8
+
+loop:
+	LONG $0x5c42e2c4
+	BYTE $0xc6
+	LONG $0x5c42e2c4
+	BYTE $0xce
+	LONG $0x5c42e2c4
+	BYTE $0xd6
+	LONG $0x5c42e2c4
+	BYTE $0xde
+	LONG $0x5c42e2c4
+	BYTE $0xe6
+	LONG $0x5c42e2c4
+	BYTE $0xee
+	DECQ CX
+	JNZ  loop
+	LONG $0x4978e2c4
+	BYTE $0xc0
 	RET

@@ -18,6 +18,10 @@ func selected(dst, src []float32, index []int32, place int32) {
 	selectedPortable(dst, src, index, place)
 }
 
+func transposeTo(dst, src []float32, rows, columns, dstRow, srcRow int) {
+	transposePortable(dst, src, rows, columns, dstRow, srcRow)
+}
+
 func maskPositive(dst, grad, y []float32) { maskPositivePortable(dst, grad, y) }
 
 func adam(p, m, v, average, grad []float32, c *AdamStep) {

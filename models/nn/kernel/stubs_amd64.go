@@ -394,10 +394,33 @@ func avx2_6x1m(t *[14]uintptr)
 //go:noescape
 func avx2_6x2(t *[14]uintptr)
 
+//go:noescape
+func amx_1x1(t *[25]uintptr)
+
+//go:noescape
+func amx_1x2(t *[25]uintptr)
+
+//go:noescape
+func amx_1x3(t *[25]uintptr)
+
+//go:noescape
+func amx_1x4(t *[25]uintptr)
+
+//go:noescape
+func amx_2x1(t *[25]uintptr)
+
+//go:noescape
+func amx_2x2(t *[25]uintptr)
+
 // addVectors adds src to dst.
 //
 //go:noescape
 func addVectors(dst *float32, src *float32, n int)
+
+// clampVectors sets what is negative to 0; a NaN stays one.
+//
+//go:noescape
+func clampVectors(v *float32, n int)
 
 // maskPositiveVectors sets dst to grad where y > 0, else to 0.
 //
@@ -423,6 +446,11 @@ func signStepVectors(x *float32, clean *float32, gradient *float32, alpha float3
 //
 //go:noescape
 func adamVectors(p *float32, m *float32, v *float32, average *float32, grad *float32, c *[8]float32, n int)
+
+// transposeBlock writes the transpose of rows x columns words, 1 to 16 each, whose rows are srcRow bytes apart, to rows dstRow bytes apart.
+//
+//go:noescape
+func transposeBlock(dst *float32, src *float32, rows int, columns int, dstRow int, srcRow int)
 
 // addSegments adds count segments of floats, columnStep bytes apart, to places sumStep bytes apart.
 //
@@ -463,3 +491,8 @@ func peakAVX512(n int)
 //
 //go:noescape
 func peakBF16(n int)
+
+// peakAMX does n times 6 products of whole tiles.
+//
+//go:noescape
+func peakAMX(n int)

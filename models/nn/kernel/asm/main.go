@@ -57,11 +57,18 @@ func main() {
 		product(avx2{}, rows, 1, true)
 		product(avx2{}, rows, 2, false)
 	}
+	for rows := 1; rows <= 2; rows++ {
+		for columns := 1; columns <= 4/rows; columns++ {
+			tiles(rows, columns)
+		}
+	}
 	elementwise()
+	turns()
 	patches()
 	halves()
 	pools()
 	peaks()
+	peakTiles()
 	Generate()
 	if err := os.WriteFile("micro_amd64.go", choice(), 0o644); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -409,6 +416,15 @@ func elementwise() {
 		VMOVUPS(Y0, at(RDI))
 		advance(RDI, RSI)
 	})
+	loop("clampVectors", "func(v *float32, n int)", "clampVectors sets what is negative to 0; a NaN stays one.", func() {
+		pointer("v", RDI)
+		VXORPS(Y1, Y1, Y1)
+	}, func() {
+		VMOVUPS(at(RDI), Y0)
+		VMAXPS(Y0, Y1, Y0) // the second source is the answer where one is NaN
+		VMOVUPS(Y0, at(RDI))
+		advance(RDI)
+	})
 	loop("maskPositiveVectors", "func(dst, grad, y *float32, n int)", "maskPositiveVectors sets dst to grad where y > 0, else to 0.", func() {
 		pointer("dst", RDI)
 		pointer("grad", RSI)
@@ -603,17 +619,17 @@ func pools() {
 	end()
 }
 
+// bits sets the mask k to as many ones as the register counts, at most 31.
+func bits(count GPPhysical, k OpmaskPhysical) {
+	MOVQ(U64(1), RAX)
+	MOVQ(count, RCX)
+	SHLQ(CL, RAX)
+	DECQ(RAX)
+	KMOVW(EAX, k)
+}
+
 // halves writes the two ways of rounding float32 to pairs of bfloat16.
 func halves() {
-	// bits sets the mask k to as many ones as the register counts, at most 31.
-	bits := func(count GPPhysical, k OpmaskPhysical) {
-		MOVQ(U64(1), RAX)
-		MOVQ(count, RCX)
-		SHLQ(CL, RAX)
-		DECQ(RAX)
-		KMOVW(EAX, k)
-	}
-
 	TEXT("roundVectors", NOSPLIT, "func(dst, src *float32, n int)")
 	Pragma("noescape")
 	Doc("roundVectors rounds n floats to (n+1)/2 pairs of neighbours; an odd one's partner is 0.")

@@ -1,0 +1,7 @@
+//go:build amd64 && !linux
+
+package kernel
+
+import "errors"
+
+func permitTiles() error { return errors.New("only Linux is asked for it") }

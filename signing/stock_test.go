@@ -173,6 +173,24 @@ func TestStockTools(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("two signers", func(t *testing.T) {
+		second, theirs := signingtest.KeyFolder(t)
+		signed := signingtest.Build(t, 3)
+		both := signingtest.Pack(t, place+":v3", signed, key)
+		signingtest.Sign(t, both, signed, second)
+		for _, folder := range []string{keys, theirs} {
+			pub := filepath.Join(folder, sign.PublicKeyFile)
+			must(t, cosign, "verify", "--key", pub, "--insecure-ignore-tlog=true", both)
+			must(t, cosign, "verify-attestation", "--key", pub, "--insecure-ignore-tlog=true", "--type", statement.RobustnessType, both)
+		}
+		// Either tool's signature is one of the two.
+		other := signingtest.Pack(t, place+":v4", signingtest.Build(t, 4), second)
+		must(t, cosign, "sign", "--key", filepath.Join(keys, sign.PrivateKeyFile), "--tlog-upload=false", "--yes", other)
+		policy := verify.Policy{Threshold: 2, Keys: []verify.Key{{Name: "a", PEM: key.PublicKey()}, {Name: "b", PEM: second.PublicKey()}}}
+		if v, err := verify.Verify(t.Context(), other, policy); err != nil || len(v.Keys) != 2 {
+			t.Errorf("%+v, %v", v, err)
+		}
+	})
 	t.Run("a key of cosign's", func(t *testing.T) {
 		cmd := exec.Command(cosign, "generate-key-pair")
 		cmd.Dir = t.TempDir()

@@ -51,6 +51,25 @@ func TestMNIST(t *testing.T) {
 	}
 }
 
+// All who hold the embedded set at a time hold the same one.
+func TestMNISTIsShared(t *testing.T) {
+	open := func(opts ...Option) *Splits {
+		t.Helper()
+		s, err := Open(t.Context(), "mnist", opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	first := open()
+	if open() != first {
+		t.Error("the embedded data set is read twice")
+	}
+	if s := open(Validation(100)); s.Validation.Len() != 100 || first.Validation.Len() != 5_000 || open() != first {
+		t.Error("a data set divided in another way is shared")
+	}
+}
+
 // gradient is a set of n different images of 2x3x2, as bytes or floats.
 func gradient(name string, first, n int, floats bool) *Set {
 	s := &Set{Name: name, Shape: nn.Shape{Height: 2, Width: 3, Channels: 2}, Classes: []string{"cat", "dog", "bird"}}

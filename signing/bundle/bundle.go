@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -24,8 +23,6 @@ import (
 )
 
 const (
-	// maxReferrers is a few times what Temper attaches to a model.
-	maxReferrers = 32
 	// maxBlobs bounds the content of a bundle: the layers of a model and of
 	// what refers to it.
 	maxBlobs = 1024
@@ -103,24 +100,13 @@ func attached(digest string) (tags []string) {
 // signedReferrers are the digests of the artifacts about the model that one of
 // the policy's keys signed, such as its modelcar, sorted.
 func signedReferrers(ctx context.Context, r *store.Reference, p verify.Policy) ([]string, error) {
-	at, ok := r.Name().(interface{ DigestStr() string })
-	if !ok {
-		return nil, fmt.Errorf("%s is not named by digest", r)
-	}
-	index, err := remote.Referrers(r.Name().Context().Digest(at.DigestStr()), r.Options(ctx)...)
+	referrers, err := r.Referrers(ctx)
 	if err != nil {
-		return nil, r.Explain(err)
-	}
-	list, err := index.IndexManifest()
-	if err != nil {
-		return nil, r.Explain(err)
-	}
-	if len(list.Manifests) > maxReferrers {
-		return nil, &store.Refused{Reference: r.String(), Err: fmt.Errorf("%d artifacts refer to it: at most %d", len(list.Manifests), maxReferrers)}
+		return nil, err
 	}
 	var signed []string
-	for _, d := range list.Manifests {
-		at, err := r.At(d.Digest.String())
+	for _, digest := range referrers {
+		at, err := r.At(digest)
 		if err != nil {
 			return nil, err
 		}
@@ -128,13 +114,12 @@ func signedReferrers(ctx context.Context, r *store.Reference, p verify.Policy) (
 		_, err = verify.Verify(ctx, at.String(), verify.Policy{Keys: p.Keys, Threshold: p.Threshold, Repositories: p.Repositories, Revoked: p.Revoked})
 		switch {
 		case err == nil:
-			signed = append(signed, d.Digest.String())
+			signed = append(signed, digest)
 		case !errors.As(err, &refused):
 			return nil, err
 		}
 	}
-	slices.Sort(signed)
-	return slices.Compact(signed), nil
+	return signed, nil
 }
 
 // add takes an artifact into the content.

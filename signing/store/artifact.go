@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"math"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -543,4 +544,32 @@ func (r *Reference) retry(ctx context.Context, do func() error) error {
 
 func cutShort(err error) bool {
 	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, errStalled)
+}
+
+// maxReferrers is a few times what Temper attaches to a model.
+const maxReferrers = 32
+
+// Referrers returns the digests of the artifacts that say they are about the
+// one that r names by digest, sorted. Nothing about them is verified.
+func (r *Reference) Referrers(ctx context.Context) ([]string, error) {
+	if r.Digest() == "" {
+		return nil, fmt.Errorf("%s is not named by digest", r)
+	}
+	index, err := remote.Referrers(r.Name().Context().Digest(r.Digest()), r.Options(ctx)...)
+	if err != nil {
+		return nil, r.Explain(err)
+	}
+	list, err := index.IndexManifest()
+	if err != nil {
+		return nil, r.Explain(err)
+	}
+	if len(list.Manifests) > maxReferrers {
+		return nil, refuse(r.String(), "%d artifacts refer to it: at most %d", len(list.Manifests), maxReferrers)
+	}
+	var digests []string
+	for _, d := range list.Manifests {
+		digests = append(digests, d.Digest.String())
+	}
+	slices.Sort(digests)
+	return slices.Compact(digests), nil
 }

@@ -41,8 +41,9 @@ type Result struct {
 	Digest    string        `json:"digest,omitempty"`    // of the model now in service
 	Previous  string        `json:"previous,omitempty"`  // digest of the model that was in service before
 	Reasons   []gate.Reason `json:"reasons,omitempty"`
-	Live      *Live         `json:"live,omitempty"`    // what the endpoints answered
-	Because   string        `json:"because,omitempty"` // why it was rolled back
+	Modelcar  string        `json:"modelcar,omitempty"` // reference of what the InferenceService serves
+	Live      *Live         `json:"live,omitempty"`     // what the endpoints answered
+	Because   string        `json:"because,omitempty"`  // why it was rolled back
 }
 
 // Job is one promotion.
@@ -52,12 +53,17 @@ type Job struct {
 	Trust          trust.Trust
 	Rollback       bool
 	Reason         string
-	Watch          Watch // afterwards; without endpoints nothing is watched
+	Cluster        Cluster // what to roll and watch there
+	Watch          Watch   // afterwards; without endpoints nothing is watched
 }
 
 // Run verifies, compares with the model in service, promotes and says what is
 // in service now.
 func (j *Job) Run(ctx context.Context, s *step.Step) error {
+	cluster, err := j.Cluster.connect()
+	if err != nil {
+		return err
+	}
 	key, err := keygen.Load(ctx, j.Key)
 	if err != nil {
 		return err
@@ -131,36 +137,56 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 		}
 		return s.Print("", result)
 	}
+	// What could go wrong must do so before the channel moves.
+	target := &promoted{channel: j.Channel, model: candidate.Reference}
+	if target.modelcar, err = cluster.modelcar(ctx, &candidate.Verified, rules); err != nil {
+		return err
+	}
+	if err := cluster.try(ctx, target); err != nil {
+		return err
+	}
 	var live *examples
-	if len(j.Watch.Endpoints) > 0 { // what could go wrong here must do so before the channel moves
+	if len(j.Watch.Endpoints) > 0 {
+		j.Watch.unnamed = j.Cluster.InferenceService != ""
 		if live, err = j.Watch.prepare(ctx, s, candidate, report, model); err != nil {
 			return err
 		}
 	}
 	before := head
-	head, err = channel.Promote(ctx, promotion)
-	var conflict *channel.Conflict
-	switch {
-	case errors.As(err, &conflict):
-		return step.Refused(err)
-	case err != nil:
-		return fmt.Errorf("promote: %w", err)
+	promotion.Lock = cluster.lock
+	if head, err = channel.Promote(ctx, promotion); err != nil {
+		return refused(fmt.Errorf("promote: %w", err))
+	}
+	if before != nil && before.Digest == head.Digest { // an earlier run got this far
+		if before, err = channel.Previous(ctx, j.Channel, head, rules); err != nil {
+			return err
+		}
+		if head.Rollback { // from a model that was worse
+			before = nil
+		}
 	}
 	result.Verdict = Promoted
 	s.Log.Info("promoted", "channel", j.Channel, "sequence", head.Sequence, "model", head.Reference)
-	if live != nil {
-		var bad error
-		if result.Live, bad = j.Watch.look(ctx, s, head, live); bad != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			s.Log.Error("the endpoints do not answer as the signed report says", "error", bad.Error())
-			if head, err = j.back(ctx, s, promotion, before, head, bad); err != nil {
-				return err
-			}
-			result.Verdict, result.Because = RolledBack, bad.Error()
-		}
+	target.sequence = head.Sequence
+	bad := cluster.roll(ctx, s, target)
+	var failed *stuck
+	if bad != nil && !errors.As(bad, &failed) {
+		return refused(bad)
 	}
+	if bad == nil && live != nil {
+		result.Live, bad = j.Watch.look(ctx, s, head, live)
+	}
+	if bad != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		s.Log.Error("the promotion is not what the signed report says", "error", bad.Error())
+		if head, target, err = j.back(ctx, s, cluster, promotion, before, head, bad); err != nil {
+			return err
+		}
+		result.Verdict, result.Because = RolledBack, bad.Error()
+	}
+	result.Modelcar = target.modelcar
 	result.Sequence, result.Record = head.Sequence, head.Digest
 	result.Reference, result.Digest = head.Reference, head.Model
 	err = s.Results(map[string]string{
@@ -171,6 +197,15 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 		return err
 	}
 	return s.Print(head.Reference, result)
+}
+
+// refused gives a promotion that another one came before its exit code.
+func refused(err error) error {
+	var conflict *channel.Conflict
+	if errors.As(err, &conflict) {
+		return step.Refused(err)
+	}
+	return err
 }
 
 // reportOf is the report in a packed model, and its digest.
@@ -210,10 +245,18 @@ changes nothing.
 With --endpoint the step goes on until every endpoint serves the new model, then
 attacks it there, and goes back to the model before where the answers are worse
 than the signed report says; the verdict is then "rolled-back". Name each
-replica, or a service in front of them.`,
+replica, or a service in front of them.
+
+"temper serve" follows the channel by itself. Servers that do not are told:
+--deployment sets the annotation temper-ml.github.io/model of a Deployment's pods,
+--inference-service the storageUri of a KServe InferenceService. The step then
+watches the rollout, and where that fails goes back in the same way. With --lock
+the channel's last record is in a ConfigMap too, whose resourceVersion decides
+between promotions at once, whatever the registry does.`,
 		Example: `  temper promote --channel oci:out:production --model oci:out:model --key cosign.key --policy wong
   temper promote --channel localhost:5000/mnist:production --model localhost:5000/mnist@sha256:... --key k8s://temper/signing-key --trust cosign.pub --policy wong
   temper promote --channel localhost:5000/mnist:production --model localhost:5000/mnist:2 --key cosign.key --policy wong --endpoint http://serve:8080
+  temper promote --channel registry:5000/mnist:production --model registry:5000/mnist@sha256:... --key cosign.key --policy wong --lock temper/channels --inference-service temper/mnist
   temper promote --channel oci:out:production --model oci:out@sha256:... --key cosign.key --policy wong --rollback --reason "incident 12"`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -235,6 +278,7 @@ replica, or a service in front of them.`,
 	flags.BoolVar(&j.Rollback, "rollback", false, "go back to a model that was in service before, or to a weaker one")
 	flags.StringVar(&j.Reason, "reason", "", "why, for the record")
 	j.Watch.flags(flags)
+	j.Cluster.flags(flags)
 	for _, name := range []string{"channel", "model", "key", "policy"} {
 		cmd.MarkFlagRequired(name)
 	}

@@ -36,6 +36,8 @@ type Watch struct {
 	Samples   int           // test images to send as they are, and attacked
 	Attack    string        // "" for the first of the policy
 	Dataset   string        // "" for that of the policy's model
+
+	unnamed bool // the endpoints do not say what they serve: KServe's
 }
 
 func (w *Watch) flags(flags *pflag.FlagSet) {
@@ -165,6 +167,9 @@ func largest(logits []float32) uint8 {
 // with the signed figures. The error says what is worse.
 func (w *Watch) look(ctx context.Context, s *step.Step, head *channel.Head, e *examples) (*Live, error) {
 	for _, endpoint := range w.Endpoints {
+		if w.unnamed {
+			continue
+		}
 		if err := w.await(ctx, endpoint, head.Model); err != nil {
 			return nil, err
 		}
@@ -174,7 +179,7 @@ func (w *Watch) look(ctx context.Context, s *step.Step, head *channel.Head, e *e
 	live := &Live{Attack: e.attack}
 	var clean, robust int
 	for _, endpoint := range w.Endpoints {
-		client := &inference.Client{URL: endpoint, Model: w.Name, Binary: true, HTTP: fresh}
+		client := &inference.Client{URL: endpoint, Model: w.Name, Binary: !w.unnamed, HTTP: fresh}
 		for lo := 0; lo < 2*n; lo += batch {
 			rows := min(batch, 2*n-lo)
 			answer, err := patient(ctx, func() (*inference.Answer, error) {
@@ -285,10 +290,10 @@ func served(ctx context.Context, endpoint, name string) (string, error) {
 }
 
 // back puts the model before into service again, by a signed record that says
-// why, and waits for the endpoints.
-func (j *Job) back(ctx context.Context, s *step.Step, p channel.Promotion, before, bad *channel.Head, because error) (*channel.Head, error) {
-	if before == nil || before.Digest == bad.Digest {
-		return nil, fmt.Errorf("the model in service is not what its report says, and there is none to go back to: %w", because)
+// why, and waits for the servers.
+func (j *Job) back(ctx context.Context, s *step.Step, cluster *connection, p channel.Promotion, before, bad *channel.Head, because error) (*channel.Head, *promoted, error) {
+	if before == nil {
+		return nil, nil, fmt.Errorf("the model in service is not what its report says, and there is none to go back to: %w", because)
 	}
 	// It was good enough for its day: its signature is asked for, and that it
 	// is not revoked.
@@ -297,21 +302,28 @@ func (j *Job) back(ctx context.Context, s *step.Step, p channel.Promotion, befor
 	p.Reason = fmt.Sprintf("automatic, from %s: %v", bad.Model, because)
 	p.Reason = p.Reason[:min(len(p.Reason), maxReason)]
 	head, err := channel.Promote(ctx, p)
-	var conflict *channel.Conflict
-	var refused *store.Refused
-	switch {
-	case errors.As(err, &conflict), errors.As(err, &refused):
-		return nil, step.Refused(fmt.Errorf("rolling back because %w: %w", because, err))
-	case err != nil:
-		return nil, fmt.Errorf("rolling back because %w: %w", because, err)
+	var turned *store.Refused
+	if errors.As(err, &turned) {
+		err = step.Refused(err)
+	}
+	if err != nil {
+		return nil, nil, refused(fmt.Errorf("rolling back because %w: %w", because, err))
 	}
 	s.Log.Warn("rolled back", "channel", j.Channel, "sequence", head.Sequence, "model", head.Reference)
+	target := &promoted{channel: j.Channel, sequence: head.Sequence, model: head.Reference}
+	target.modelcar, err = cluster.modelcar(ctx, &verify.Verified{Reference: head.Reference, Digest: head.Model}, p.Policy)
+	if err == nil {
+		err = cluster.roll(ctx, s, target)
+	}
 	for _, endpoint := range j.Watch.Endpoints {
-		if err := j.Watch.await(ctx, endpoint, head.Model); err != nil {
-			s.Log.Error("the model before is not back", "error", err.Error())
+		if err == nil && !j.Watch.unnamed {
+			err = j.Watch.await(ctx, endpoint, head.Model)
 		}
 	}
-	return head, nil
+	if err != nil {
+		s.Log.Error("the channel went back, and not all servers did", "error", err.Error())
+	}
+	return head, target, nil
 }
 
 // maxReason is a few sentences of a record.

@@ -25,7 +25,7 @@ func (s *Step) Call(ctx context.Context, cmd *cobra.Command, answer any, tell fu
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	cmd.SetOut(&out)
 	cmd.SetErr(&out)
-	cmd.SetArgs(args)
+	cmd.SetArgs(append([]string{}, args...)) // nil would mean os.Args
 	if err := cmd.ExecuteContext(context.WithValue(ctx, contextKey{}, part)); err != nil {
 		return fmt.Errorf("%s: %w", cmd.Name(), err)
 	}

@@ -111,7 +111,7 @@ func Run(ctx context.Context, cmd *cobra.Command, args []string, stdout, stderr 
 	cmd.SetUsageTemplate(cmd.UsageTemplate() + contractHelp)
 	cmd.SetOut(step.stdout)
 	cmd.SetErr(tell)
-	cmd.SetArgs(args)
+	cmd.SetArgs(append([]string{}, args...)) // nil would mean os.Args
 
 	started := false
 	cmd.PersistentPreRunE = func(c *cobra.Command, _ []string) error {

@@ -361,3 +361,24 @@ func TestFromWithoutMain(t *testing.T) {
 		t.Errorf("%q, %v", out.String(), err)
 	}
 }
+
+func TestCallWithoutArguments(t *testing.T) {
+	defer func(saved []string) { os.Args = saved }(os.Args)
+	os.Args = []string{"temper", "--listen=:8080"} // the caller's, not the part's
+	whole := &cobra.Command{Use: "whole", RunE: func(c *cobra.Command, _ []string) error {
+		part := &cobra.Command{Use: "part", RunE: func(c *cobra.Command, _ []string) error {
+			return From(c).Print("", map[string]int{"n": 1})
+		}}
+		var answer struct{ N int }
+		if err := From(c).Call(c.Context(), part, &answer, nil); err != nil {
+			return err
+		}
+		if answer.N != 1 {
+			t.Errorf("the part answered %+v", answer)
+		}
+		return nil
+	}}
+	if code := Run(t.Context(), whole, nil, io.Discard, io.Discard); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}

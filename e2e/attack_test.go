@@ -20,7 +20,7 @@ import (
 // sees it and starts the defence, which puts a robust model in its place.
 func TestAttackIsAnswered(t *testing.T) {
 	ns := "attacked-" + unique()
-	repository := registryInside + "/" + ns
+	repository := registryInside + "/" + ns + "/mnist"
 	var weak, adversarial string
 	var clean, attacked float64
 	testenv.Test(t, features.New("an attack on the model in service").
@@ -51,7 +51,8 @@ patches:
 			}
 		})).
 		Assess("When it is attacked with FGSM through its Service, its answers are wrong", do(func(t *testing.T) {
-			adversarial = examples(t)
+			// What robustify made of the same network, with the largest epsilon.
+			adversarial = promoted(t).made(t, "attack(2:0.3)")
 			if attacked = accuracy(t, ns, adversarial, 400); attacked > clean/2 {
 				t.Errorf("accuracy under attack is %.3f, clean %.3f: no attack", attacked, clean)
 			}
@@ -99,22 +100,9 @@ func define(t *testing.T, repository string) string {
 	if err := os.WriteFile(path, []byte(lenient), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	ref, _, err := artifact.PushDefinition(t.Context(), registryOutside+"/"+repository+":definition", path)
+	ref, _, err := artifact.PushDefinition(t.Context(), registryOutside+"/"+repository+"/mnist:definition", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return strings.Replace(ref, registryOutside, registryInside, 1)
-}
-
-// examples are the adversarial examples that robustify made of its first
-// network with the largest perturbation.
-func examples(t *testing.T) string {
-	t.Helper()
-	for _, n := range promoted(t).pods("attack") {
-		if strings.Contains(n.DisplayName, "0.3") {
-			return n.Outputs.get("reference")
-		}
-	}
-	t.Fatal("robustify attacked with no epsilon of 0.3")
-	return ""
 }

@@ -249,6 +249,7 @@ type node struct {
 func (n node) template() string { return n.TemplateName + n.TemplateRef.Template }
 
 type outputs struct {
+	ExitCode   string
 	Parameters []struct{ Name, Value string }
 }
 
@@ -278,6 +279,19 @@ func (w *workflow) pods(template string) []node {
 		}
 	}
 	return list
+}
+
+// made is the reference that a step of the workflow put out, remembered from an
+// earlier workflow or not.
+func (w *workflow) made(t *testing.T, step string) string {
+	t.Helper()
+	for _, n := range w.Status.Nodes {
+		if ref := n.Outputs.get("reference"); n.DisplayName == step && ref != "" {
+			return ref
+		}
+	}
+	t.Fatalf("workflow %s has no output of %s", w.Metadata.Name, step)
+	return ""
 }
 
 // submit starts a workflow from a shipped template, with the stock argo

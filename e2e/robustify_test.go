@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -297,12 +298,14 @@ func kill(ctx context.Context, namespace, workflow string, templates []string) e
 				return errors.New("the watch of pods ended")
 			}
 			pod, ok := event.Object.(*corev1.Pod)
-			if !ok || pod.Status.Phase != corev1.PodRunning && pod.Status.Phase != corev1.PodPending || pod.DeletionTimestamp != nil {
+			if !ok || pod.DeletionTimestamp != nil || !slices.ContainsFunc(pod.Status.ContainerStatuses, func(c corev1.ContainerStatus) bool {
+				return c.Name == "main" && c.State.Running != nil
+			}) {
 				continue
 			}
 			for v := range left {
 				// A pod's name is the workflow's, the template's, and a number.
-				if strings.HasPrefix(pod.Name, workflow+"-"+v+"-") && pod.Spec.NodeName != "" {
+				if strings.HasPrefix(pod.Name, workflow+"-"+v+"-") {
 					if err := client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
 						return err
 					}
@@ -363,16 +366,7 @@ func TestCase12GateThatDies(t *testing.T) {
 }
 
 // base is the network that robustify trained first.
-func base(t *testing.T) string {
-	t.Helper()
-	for _, n := range promoted(t).pods("train") {
-		if strings.Contains(n.Outputs.get("reference"), "@") && n.Phase == "Succeeded" {
-			return n.Outputs.get("reference")
-		}
-	}
-	t.Fatal("no output of train")
-	return ""
-}
+func base(t *testing.T) string { return promoted(t).made(t, "train") }
 
 // A model that the key did not sign is neither promoted nor served.
 func TestUnsignedIsRefused(t *testing.T) {

@@ -363,7 +363,7 @@ func suffix(name string) string {
 }
 
 // Executors write results and nothing else; the server and the steps have no
-// right at all.
+// right at all, but for promote.
 func TestCase04WhoMayDoWhat(t *testing.T) {
 	docs := append(build(t, "overlays/kind"), build(t, "controller")...)
 	roles := map[string][]string{}
@@ -372,7 +372,7 @@ func TestCase04WhoMayDoWhat(t *testing.T) {
 			for _, rule := range r.Rules {
 				for _, resource := range rule.Resources {
 					for _, verb := range rule.Verbs {
-						roles[r.Name] = append(roles[r.Name], verb+" "+resource)
+						roles[r.Name] = append(roles[r.Name], strings.TrimSpace(verb+" "+resource+" "+strings.Join(rule.ResourceNames, ",")))
 					}
 				}
 			}
@@ -389,11 +389,24 @@ func TestCase04WhoMayDoWhat(t *testing.T) {
 	}
 	want := map[string][]string{
 		"executor": {"create workflowtaskresults", "patch workflowtaskresults"},
+		"promoter": {"get configmaps channels", "update configmaps channels"},
 		"sentinel": {"create workflows", "get workflows", "get workflowtemplates", "list workflows", "watch workflows"},
-		"argo":     {"get configmaps", "update configmaps"},
+		"argo":     {"get configmaps memoized-steps", "update configmaps memoized-steps"},
 	}
 	if !maps.EqualFunc(rights, want, slices.Equal) {
 		t.Errorf("rights are %v", rights)
+	}
+	for name, tmpl := range leaves(all(docs)) {
+		for _, v := range tmpl.Volumes {
+			if v.Projected == nil {
+				continue
+			}
+			for _, source := range v.Projected.Sources {
+				if source.ServiceAccountToken != nil && (tmpl.Name != "promote" || tmpl.ServiceAccountName != "promoter") {
+					t.Errorf("%s holds a token", name)
+				}
+			}
+		}
 	}
 }
 

@@ -108,7 +108,9 @@ func AppendRequest(dst []byte, pixels []float32, n int, shape nn.Shape, binary b
 	return append(dst, `}]}`...), -1
 }
 
-// ParseAnswer reads a JSON response; it need not have both outputs.
+// ParseAnswer reads a JSON response; it need not have both outputs. A server of
+// the ONNX file itself answers with Logits: the labels are then the first
+// largest of each image.
 func ParseAnswer(data []byte) (*Answer, error) {
 	var response struct {
 		ModelName    string          `json:"model_name"`
@@ -124,18 +126,36 @@ func ParseAnswer(data []byte) (*Answer, error) {
 	if err := json.Unmarshal(data, &response); err != nil {
 		return nil, err
 	}
+	rows := func(shape []int, values []float32) error {
+		if len(shape) != 2 || shape[0] < 0 || shape[1] < 1 {
+			return fmt.Errorf("shape %v, not [N, classes]", shape)
+		}
+		if len(values)%shape[1] != 0 || len(values)/shape[1] != shape[0] {
+			return fmt.Errorf("%d values for shape %v", len(values), shape)
+		}
+		return nil
+	}
+	var largest []int64 // of the logits
 	a := &Answer{Model: response.ModelName, Version: response.ModelVersion, ID: response.ID, Parameters: response.Parameters}
 	for _, o := range response.Outputs {
 		var err error
 		switch o.Name {
 		case Probabilities:
-			if len(o.Shape) != 2 || o.Shape[0] < 0 || o.Shape[1] < 1 {
-				return nil, fmt.Errorf("output %q has shape %v, not [N, classes]", o.Name, o.Shape)
+			if err = json.Unmarshal(o.Data, &a.Probabilities); err == nil {
+				err = rows(o.Shape, a.Probabilities)
 			}
-			a.Classes = o.Shape[1]
-			err = json.Unmarshal(o.Data, &a.Probabilities)
-			if err == nil && (len(a.Probabilities)%a.Classes != 0 || len(a.Probabilities)/a.Classes != o.Shape[0]) {
-				err = fmt.Errorf("%d values for shape %v", len(a.Probabilities), o.Shape)
+			if err == nil {
+				a.Classes = o.Shape[1]
+			}
+		case Logits:
+			var logits []float32
+			if err = json.Unmarshal(o.Data, &logits); err == nil {
+				err = rows(o.Shape, logits)
+			}
+			if err == nil {
+				for row := range slices.Chunk(logits, o.Shape[1]) {
+					largest = append(largest, int64(slices.Index(row, slices.Max(row))))
+				}
 			}
 		case Label:
 			err = json.Unmarshal(o.Data, &a.Labels)
@@ -146,6 +166,9 @@ func ParseAnswer(data []byte) (*Answer, error) {
 		if err != nil {
 			return nil, fmt.Errorf("output %q: %w", o.Name, err)
 		}
+	}
+	if a.Labels == nil {
+		a.Labels = largest
 	}
 	if a.Classes > 0 && a.Labels != nil && len(a.Probabilities) != len(a.Labels)*a.Classes {
 		return nil, errors.New("the outputs are for different numbers of images")

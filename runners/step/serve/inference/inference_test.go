@@ -271,7 +271,12 @@ func TestAnswer(t *testing.T) {
 	if string(body[4+headerLength:][:16]) != "\x01\x00\x00\x00\x00\x00\x00\x00"+strings.Repeat("\x00", 8) {
 		t.Errorf("%q", body[4+headerLength:])
 	}
-	for _, hostile := range []string{``, `{"outputs":[{"name":"label","shape":[2],"data":[1]}]}`, `{"outputs":[{"name":"probabilities","shape":[1,0],"data":[]}]}`, `{"outputs":[{"name":"probabilities","shape":[9223372036854775807,2],"data":[1,0]}]}`} {
+	// Of a server of the ONNX file, such as one that KServe runs.
+	got, err = ParseAnswer([]byte(`{"model_name":"m","outputs":[{"name":"logits","datatype":"FP32","shape":[2,3],"data":[-1,5,5,-3,-2,-4]}]}`))
+	if err != nil || fmt.Sprint(got.Labels) != "[1 1]" || got.Probabilities != nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, hostile := range []string{``, `{"outputs":[{"name":"logits","shape":[1,0],"data":[]}]}`, `{"outputs":[{"name":"logits","shape":[1],"data":[1]}]}`, `{"outputs":[{"name":"logits","shape":[2,2],"data":[1,2]}]}`, `{"outputs":[{"name":"label","shape":[2],"data":[1]}]}`, `{"outputs":[{"name":"probabilities","shape":[1,0],"data":[]}]}`, `{"outputs":[{"name":"probabilities","shape":[9223372036854775807,2],"data":[1,0]}]}`} {
 		if _, err := ParseAnswer([]byte(hostile)); err == nil {
 			t.Errorf("%s: accepted", hostile)
 		}

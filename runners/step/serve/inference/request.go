@@ -29,6 +29,7 @@ const (
 	Input         = "input"
 	Probabilities = "probabilities" // FP32 [N, classes]: the softmax of the logits
 	Label         = "label"         // INT64 [N]: the class of the largest probability
+	Logits        = "logits"        // FP32 [N, classes]: what the ONNX file itself has
 )
 
 // HeaderLength is the HTTP header of the binary-data extension: the length of

@@ -82,14 +82,6 @@ func selectedPortable(dst, src []float32, index []int32, place int32) {
 	}
 }
 
-// scatterPortable adds count segments of column, columnStep floats apart, to
-// places in sum that are sumStep floats apart.
-func scatterPortable(sum, column []float32, count, segment, sumStep, columnStep int) {
-	for i := range count {
-		addPortable(sum[i*sumStep:], column[i*columnStep:][:segment])
-	}
-}
-
 // transposePortable works in blocks that stay in the first-level cache.
 func transposePortable(dst, src []float32, rows, columns, dstRow, srcRow int) {
 	const block = 16

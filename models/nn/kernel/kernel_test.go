@@ -123,7 +123,7 @@ func TestProductEqualsDefinition(t *testing.T) {
 // Assembly must never be handed an address outside a slice.
 func TestShortOperandsAreRefused(t *testing.T) {
 	each(t, func(t *testing.T) {
-		for _, short := range []string{"a", "b", "c", "bias", "sum", "column"} {
+		for _, short := range []string{"a", "b", "c", "bias", "across", "rows"} {
 			length := func(operand string, n int) []float32 {
 				if operand == short {
 					n--
@@ -138,7 +138,7 @@ func TestShortOperandsAreRefused(t *testing.T) {
 				}()
 				p := product{m: 2, n: 16, steps: 2, segments: 2, a: length("a", 6), aRow: 2, aStep: 1, aSegment: 2, b: length("b", 64), bStep: 16, bSegment: 32, c: length("c", 32), cRow: 16, bias: length("bias", 16)}
 				p.run()
-				scatter(length("sum", 10), length("column", 12), 2, 4, 6, 8)
+				transposeTo(length("across", 15), length("rows", 15), 3, 5, 3, 5)
 			}()
 		}
 	})
@@ -164,6 +164,8 @@ func TestLayersEqualDefinition(t *testing.T) {
 		{Height: 8, Width: 9, Channels: 1, Filters: 33, Kernel: 4, Stride: 2, Padding: 1},
 		{Height: 9, Width: 11, Channels: 16, Filters: 7, Kernel: 5, Stride: 3, Padding: 2},
 		{Height: 8, Width: 6, Channels: 32, Filters: 33, Kernel: 4, Stride: 2, Padding: 1},
+		{Height: 8, Width: 10, Channels: 16, Filters: 3, Kernel: 4, Stride: 2},
+		{Height: 8, Width: 11, Channels: 17, Filters: 5, Kernel: 6, Stride: 3, Padding: 5},
 		{Height: 10, Width: 12, Channels: 32, Filters: 32, Kernel: 3, Stride: 1, Padding: 1},
 		{Height: 5, Width: 5, Channels: 2, Filters: 4, Kernel: 5, Stride: 1, Padding: 4},
 		{Height: 3, Width: 3, Channels: 1, Filters: 1, Kernel: 3, Stride: 1},

@@ -12,10 +12,13 @@ type Conv struct {
 
 	image  product   // the product over one input, but for the rows of the output
 	width  int       // of the input with its border, in values of a
+	above  int       // rows of border above the first filter
 	padded []float32 // one input with its border, which stays zero
 	halved []float32 // the same as pairs of bfloat16
-	column []float32 // gradients of all patches of one example
-	back   *Conv     // the input gradient, where that is a convolution
+	back   []part    // the input gradient, where that is made of convolutions
+	column []float32 // what each tap gives to the input gradient
+	planes []float32 // the same, added up
+	across []float32 // an output's gradient, its pixels innermost
 	xPairs []float32 // operands of the weight gradient as pairs of bfloat16
 	dPairs []float32
 	turned []float32 // an operand, transposed
@@ -102,7 +105,7 @@ func (c *Conv) load(x, w, bias []float32, relu bool) {
 	} else {
 		image, width = c.paddedInput(x)
 	}
-	c.width = width * channels
+	c.width, c.above = width*channels, c.Padding
 	c.image = product{
 		m: c.OutWidth, n: c.Filters, steps: c.Kernel * channels,
 		a: image, aRow: c.Stride * channels, aStep: 1, aSegment: c.width,
@@ -116,7 +119,7 @@ func (c *Conv) load(x, w, bias []float32, relu bool) {
 // the border are left out; those of the output that see the same ones go together.
 func (c *Conv) rows(y []float32, oy, n int) {
 	under := func(oy int) (lo, hi int) {
-		at := oy*c.Stride - c.Padding // row of the input under the filter's first
+		at := oy*c.Stride - c.above // row of the input under the filter's first
 		return max(0, -at), min(c.Kernel, c.Height-at)
 	}
 	for first, end := oy, oy+n; oy < end; {
@@ -125,7 +128,7 @@ func (c *Conv) rows(y []float32, oy, n int) {
 		p.segments = hi - lo
 		p.a = p.a[(oy*c.Stride+lo)*c.width:]
 		p.b = p.b[lo*p.bSegment:]
-		p.c = y[(oy-first)*c.OutWidth*c.Filters:]
+		p.c = y[(oy-first)*p.cLine:]
 		for same := true; same; {
 			oy++
 			p.lines++
@@ -136,21 +139,45 @@ func (c *Conv) rows(y []float32, oy, n int) {
 	}
 }
 
-// direct says whether the gradient of the input is itself a convolution of
-// the output's gradient with the turned filters: for stride 1, and enough
-// channels to fill a vector.
-func (c *Conv) direct() bool { return c.Stride == 1 && c.Channels >= 16 }
+// part is one part of an input gradient: that of every Stride-th row and column of
+// the input is a convolution of the output's gradient with every Stride-th row and
+// column of the filters, turned.
+type part struct {
+	Conv
+	row, column int // the first ones
+	top, left   int // how far into the border the filters start
+}
 
-// reversed is that convolution.
-func (c *Conv) reversed() *Conv {
+// direct says whether the gradient of the input is made of such parts: where they
+// are all of one size, no input is left over, and its channels fill a vector.
+func (c *Conv) direct() bool {
+	return c.Channels >= 16 && c.Kernel%c.Stride == 0 && (c.Height+2*c.Padding-c.Kernel)%c.Stride == 0 && (c.Width+2*c.Padding-c.Kernel)%c.Stride == 0
+}
+
+// parts returns them: Stride x Stride.
+func (c *Conv) parts() []part {
 	if c.back == nil {
-		c.back = &Conv{
-			Height: c.OutHeight, Width: c.OutWidth, Channels: c.Filters,
-			OutHeight: c.Height, OutWidth: c.Width, Filters: c.Channels,
-			Kernel: c.Kernel, Stride: 1, Padding: c.Kernel - 1 - c.Padding,
+		s, k := c.Stride, c.Kernel/c.Stride
+		// The filters of output o are at o+(row+Padding)/s-(k-1) and further, by
+		// which the border is as wide on both sides as the widest needs.
+		border := k - 1 - c.Padding/s
+		for row := range s {
+			for column := range s {
+				c.back = append(c.back, part{
+					Conv: Conv{
+						Height: c.OutHeight, Width: c.OutWidth, Channels: c.Filters,
+						OutHeight: (c.Height - row + s - 1) / s, OutWidth: (c.Width - column + s - 1) / s, Filters: c.Channels,
+						Kernel: k, Stride: 1, Padding: border,
+					},
+					row: row, column: column,
+					top: (row+c.Padding)/s - c.Padding/s, left: (column+c.Padding)/s - c.Padding/s,
+				})
+			}
 		}
 	}
-	c.back.BF16 = c.BF16
+	for i := range c.back {
+		c.back[i].BF16 = c.BF16
+	}
 	return c.back
 }
 
@@ -158,71 +185,110 @@ func (c *Conv) reversed() *Conv {
 // It needs to be called once for each new set of weights.
 func (c *Conv) Turn(turned, w []float32) {
 	k := c.Kernel
+	if !c.direct() {
+		if c.BF16 {
+			roundRows(turned, w, k*k*c.Channels, c.Filters)
+		} else {
+			copy(turned, w)
+		}
+		return
+	}
 	to := turned
 	if c.BF16 {
 		c.column = grow(c.column, len(w))
 		to = c.column
 	}
-	if !c.direct() {
-		transpose(to, w, k*k*c.Channels, c.Filters)
-		if c.BF16 {
-			pairRows(turned, to, c.Filters, k*k*c.Channels)
+	for i, p := range c.parts() {
+		for ky := range p.Kernel {
+			for kx := range p.Kernel {
+				// the last tap of the part comes first
+				y := (p.row+c.Padding)%c.Stride + (p.Kernel-1-ky)*c.Stride
+				x := (p.column+c.Padding)%c.Stride + (p.Kernel-1-kx)*c.Stride
+				at := (i*p.Kernel+ky)*p.Kernel + kx
+				transpose(to[at*c.Channels*c.Filters:], w[(y*k+x)*c.Channels*c.Filters:], c.Channels, c.Filters)
+			}
 		}
-		return
-	}
-	for tap := range k * k {
-		transpose(to[(k*k-1-tap)*c.Channels*c.Filters:], w[tap*c.Channels*c.Filters:], c.Channels, c.Filters)
 	}
 	if c.BF16 {
-		c.reversed().Pack(turned, to)
+		for i, p := range c.parts() {
+			at := i * p.Kernel * p.Kernel * c.Channels * c.Filters
+			p.Pack(turned[at:], to[at:])
+		}
 	}
 }
 
 // BackwardInput computes dx, the gradient with respect to x, from dy and the
 // weights arranged by Turn.
 func (c *Conv) BackwardInput(dx, dy, turned []float32, rows int) {
-	if c.direct() {
-		c.reversed().Forward(dx, dy, turned, nil, rows, false)
-		return
-	}
-	in, pixels := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth
-	patch, width := c.Kernel*c.Kernel*c.Channels, c.Width+2*c.Padding
-	c.column = grow(c.column, pixels*patch)
-	c.padded = grow(c.padded, (c.Height+2*c.Padding)*width*c.Channels)
+	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
 	for r := range rows {
-		p := product{
-			m: pixels, n: patch, steps: c.Filters, segments: 1,
-			a: dy[r*pixels*c.Filters:][:pixels*c.Filters], aRow: c.Filters, aStep: 1,
-			b: turned, bStep: patch, c: c.column, cRow: patch,
-		}
-		if c.BF16 {
-			p.steps, p.pairs = (c.Filters+1)/2, true
-			p.aRow = p.steps
-			c.dPairs = grow(c.dPairs, pixels*p.steps)
-			roundRows(c.dPairs, p.a, pixels, c.Filters)
-			p.a = c.dPairs
-		}
-		p.run()
-		sum := c.padded
-		clear(sum)
-		// Neighbouring patches overlap. Those that are apart enough not to are
-		// added in one go, so that no load waits for the store just before it.
-		segment, apart := c.Kernel*c.Channels, (c.Kernel+c.Stride-1)/c.Stride
-		for oy := range c.OutHeight {
-			for ky := range c.Kernel {
-				for ox := range min(apart, c.OutWidth) {
-					to := ((oy*c.Stride+ky)*width + ox*c.Stride) * c.Channels
-					from := (oy*c.OutWidth+ox)*patch + ky*segment
-					scatter(sum[to:], c.column[from:], (c.OutWidth-ox+apart-1)/apart, segment, apart*c.Stride*c.Channels, apart*patch)
-				}
-			}
-		}
-		for y := range c.Height {
-			at := ((y+c.Padding)*width + c.Padding) * c.Channels
-			copy(dx[r*in+y*c.Width*c.Channels:][:c.Width*c.Channels], sum[at:])
+		if c.direct() {
+			c.weaveParts(dx[r*in:][:in], dy[r*out:][:out], turned)
+		} else {
+			c.addTaps(dx[r*in:][:in], dy[r*out:][:out], turned)
 		}
 	}
-	clear(c.padded) // its border must be zero for Forward and BackwardWeight
+}
+
+// weaveParts computes one example's input gradient where direct says so.
+func (c *Conv) weaveParts(dx, dy, turned []float32) {
+	parts := c.parts()
+	first := &parts[0].Conv
+	first.load(dy, turned, nil, false)
+	image, step := first.image, first.image.aRow
+	image.cRow, image.cLine = c.Stride*c.Channels, c.Stride*c.Width*c.Channels
+	for i := range parts {
+		p := &parts[i]
+		p.image, p.width, p.above = image, first.width, p.Padding-p.top
+		p.image.m = p.OutWidth
+		p.image.a = image.a[p.top*first.width+p.left*step:]
+		p.image.b = turned[i*p.Kernel*p.Kernel*c.Channels*c.Filters:]
+		p.rows(dx[(p.row*c.Width+p.column)*c.Channels:], 0, p.OutHeight)
+	}
+}
+
+// addTaps computes one example's input gradient. For each tap of the filters and
+// each channel, one product over the filters gives the gradient to all the pixels
+// that the tap met, in the order of the output. With a row as long as an input's,
+// border and all, those of different taps are added by shifting them. A stride
+// spreads taps and pixels over as many planes, woven into dx in the end.
+func (c *Conv) addTaps(dx, dy, turned []float32) {
+	s := c.Stride
+	height, width := (c.Height+2*c.Padding+s-1)/s, (c.Width+2*c.Padding+s-1)/s
+	plane := height * width
+	p := product{
+		m: c.Kernel * c.Kernel * c.Channels, n: c.OutHeight * width, steps: c.Filters, segments: 1,
+		a: turned, aRow: c.Filters, aStep: 1, bStep: c.OutHeight * width, cRow: plane,
+	}
+	if c.BF16 {
+		p.steps, p.pairs = (c.Filters+1)/2, true
+		p.aRow = p.steps
+		c.dPairs = grow(c.dPairs, c.OutHeight*c.OutWidth*p.steps)
+		roundRows(c.dPairs, dy, c.OutHeight*c.OutWidth, c.Filters)
+		dy = c.dPairs
+	}
+	c.across = grow(c.across, p.steps*p.bStep) // its border stays zero
+	for oy := range c.OutHeight {
+		transposeTo(c.across[oy*width:], dy[oy*c.OutWidth*p.steps:], c.OutWidth, p.steps, p.bStep, p.steps)
+	}
+	c.column = grow(c.column, p.m*plane) // what is past n stays zero
+	p.b, p.c = c.across, c.column
+	p.run()
+
+	c.planes = grow(c.planes, s*s*c.Channels*plane)
+	clear(c.planes)
+	for tap := range c.Kernel * c.Kernel {
+		ky, kx := tap/c.Kernel, tap%c.Kernel
+		all, shift := c.Channels*plane, ky/s*width+kx/s
+		Add(c.planes[(ky%s*s+kx%s)*all+shift:], c.column[tap*all:][:all-shift])
+	}
+	for y := range c.Height {
+		for x := range min(s, c.Width) {
+			py, px := y+c.Padding, x+c.Padding
+			at := (py%s*s+px%s)*c.Channels*plane + py/s*width + px/s
+			transposeTo(dx[(y*c.Width+x)*c.Channels:], c.planes[at:], c.Channels, (c.Width-x+s-1)/s, s*c.Channels, plane)
+		}
+	}
 }
 
 // BackwardWeight computes dw and dbias, summed over the rows.

@@ -190,7 +190,11 @@ func clamp(v []float32) {
 // transposeTo writes the transpose of src [rows, columns] to dst: their rows are
 // srcRow and dstRow apart.
 func transposeTo(dst, src []float32, rows, columns, dstRow, srcRow int) {
-	if !vectorised() || path == "avx2" || rows < 1 || columns < 1 {
+	switch {
+	case rows == 1 && dstRow == 1:
+		copy(dst[:columns], src[:columns])
+		return
+	case !vectorised() || path == "avx2" || rows < 1 || columns < 1:
 		transposePortable(dst, src, rows, columns, dstRow, srcRow)
 		return
 	}
@@ -220,15 +224,6 @@ func adam(p, m, v, average, grad []float32, c *AdamStep) {
 		i = n * 8
 	}
 	adamPortable(p[i:], m[i:], v[i:], average[i:], grad[i:], c)
-}
-
-func scatter(sum, column []float32, count, segment, sumStep, columnStep int) {
-	if !vectorised() {
-		scatterPortable(sum, column, count, segment, sumStep, columnStep)
-		return
-	}
-	_, _ = sum[(count-1)*sumStep+segment-1], column[(count-1)*columnStep+segment-1]
-	addSegments(&sum[0], &column[0], count, segment, sumStep*4, columnStep*4)
 }
 
 func roundTo(dst, src []float32) {

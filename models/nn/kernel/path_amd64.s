@@ -19513,61 +19513,6 @@ stored:
 	VZEROUPPER
 	RET
 
-// func addSegments(sum *float32, column *float32, count int, segment int, sumStep int, columnStep int)
-// Requires: AVX
-TEXT ·addSegments(SB), NOSPLIT, $0-48
-	MOVQ sum+0(FP), DI
-	MOVQ column+8(FP), SI
-	MOVQ count+16(FP), CX
-	MOVQ segment+24(FP), DX
-	MOVQ sumStep+32(FP), R8
-	MOVQ columnStep+40(FP), R9
-
-next:
-	MOVQ DI, R10
-	MOVQ SI, R11
-	MOVQ DX, BX
-
-eight:
-	CMPQ    BX, $0x08
-	JLT     four
-	VMOVUPS (R10), Y0
-	VADDPS  (R11), Y0, Y0
-	VMOVUPS Y0, (R10)
-	ADDQ    $0x20, R10
-	ADDQ    $0x20, R11
-	SUBQ    $0x08, BX
-	JMP     eight
-
-four:
-	CMPQ    BX, $0x04
-	JLT     one
-	VMOVUPS (R10), X0
-	VADDPS  (R11), X0, X0
-	VMOVUPS X0, (R10)
-	ADDQ    $0x10, R10
-	ADDQ    $0x10, R11
-	SUBQ    $0x04, BX
-
-one:
-	TESTQ  BX, BX
-	JZ     done
-	VMOVSS (R10), X0
-	VADDSS (R11), X0, X0
-	VMOVSS X0, (R10)
-	ADDQ   $0x04, R10
-	ADDQ   $0x04, R11
-	DECQ   BX
-	JMP    one
-
-done:
-	ADDQ R8, DI
-	ADDQ R9, SI
-	DECQ CX
-	JNZ  next
-	VZEROUPPER
-	RET
-
 // func roundVectors(dst *float32, src *float32, n int)
 // Requires: AVX, AVX512F
 TEXT ·roundVectors(SB), NOSPLIT, $0-24

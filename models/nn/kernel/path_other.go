@@ -28,10 +28,6 @@ func adam(p, m, v, average, grad []float32, c *AdamStep) {
 	adamPortable(p, m, v, average, grad, c)
 }
 
-func scatter(sum, column []float32, count, segment, sumStep, columnStep int) {
-	scatterPortable(sum, column, count, segment, sumStep, columnStep)
-}
-
 func roundTo(dst, src []float32) { roundPortable(dst, src) }
 
 func pairTo(dst, src []float32, count, n, far, step int) {

@@ -452,11 +452,6 @@ func adamVectors(p *float32, m *float32, v *float32, average *float32, grad *flo
 //go:noescape
 func transposeBlock(dst *float32, src *float32, rows int, columns int, dstRow int, srcRow int)
 
-// addSegments adds count segments of floats, columnStep bytes apart, to places sumStep bytes apart.
-//
-//go:noescape
-func addSegments(sum *float32, column *float32, count int, segment int, sumStep int, columnStep int)
-
 // roundVectors rounds n floats to (n+1)/2 pairs of neighbours; an odd one's partner is 0.
 //
 //go:noescape

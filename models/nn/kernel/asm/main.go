@@ -64,7 +64,6 @@ func main() {
 	}
 	elementwise()
 	turns()
-	patches()
 	halves()
 	pools()
 	peaks()
@@ -327,60 +326,6 @@ func row(r int) Mem {
 	default:
 		return Mem{Base: base, Index: R10, Scale: 2}
 	}
-}
-
-// patches writes the sum of overlapping patches: segments of floats in vectors
-// of 8, then 4, then one by one.
-func patches() {
-	TEXT("addSegments", NOSPLIT, "func(sum, column *float32, count, segment, sumStep, columnStep int)")
-	Pragma("noescape")
-	Doc("addSegments adds count segments of floats, columnStep bytes apart, to places sumStep bytes apart.")
-	Load(Param("sum"), RDI)
-	Load(Param("column"), RSI)
-	Load(Param("count"), RCX)
-	Load(Param("segment"), RDX)
-	Load(Param("sumStep"), R8)
-	Load(Param("columnStep"), R9)
-	Label("next")
-	MOVQ(RDI, R10)
-	MOVQ(RSI, R11)
-	MOVQ(RDX, RBX)
-	Label("eight")
-	CMPQ(RBX, Imm(8))
-	JLT(LabelRef("four"))
-	VMOVUPS(Mem{Base: R10}, Y0)
-	VADDPS(Mem{Base: R11}, Y0, Y0)
-	VMOVUPS(Y0, Mem{Base: R10})
-	ADDQ(Imm(32), R10)
-	ADDQ(Imm(32), R11)
-	SUBQ(Imm(8), RBX)
-	JMP(LabelRef("eight"))
-	Label("four")
-	CMPQ(RBX, Imm(4))
-	JLT(LabelRef("one"))
-	VMOVUPS(Mem{Base: R10}, X0)
-	VADDPS(Mem{Base: R11}, X0, X0)
-	VMOVUPS(X0, Mem{Base: R10})
-	ADDQ(Imm(16), R10)
-	ADDQ(Imm(16), R11)
-	SUBQ(Imm(4), RBX)
-	Label("one")
-	TESTQ(RBX, RBX)
-	JZ(LabelRef("done"))
-	VMOVSS(Mem{Base: R10}, X0)
-	VADDSS(Mem{Base: R11}, X0, X0)
-	VMOVSS(X0, Mem{Base: R10})
-	ADDQ(Imm(4), R10)
-	ADDQ(Imm(4), R11)
-	DECQ(RBX)
-	JMP(LabelRef("one"))
-	Label("done")
-	ADDQ(R8, RDI)
-	ADDQ(R9, RSI)
-	DECQ(RCX)
-	JNZ(LabelRef("next"))
-	VZEROUPPER()
-	RET()
 }
 
 // elementwise writes loops over vectors of 8; n counts those vectors and is at

@@ -51,19 +51,25 @@ type preset struct {
 }
 
 var presets = map[string]preset{
-	"default": {"wong", "a small network, epsilon 0.3, hardened by N-FGSM"},
+	"default": {"wong", "a small network, epsilon 0.3, hardened by PGD-3"},
 	"paper":   {"paper", "arXiv 2605.15249: its network, epsilon 0.15, hardened by PGD"},
 }
 
 const (
 	// guardNetwork and guardEpochs: the detector's guard is a small network of
-	// its own, and needs to be robust, not accurate.
+	// its own, and needs to be robust, not accurate. With a guard of 3, 2 and 1
+	// epochs the detector flagged 85%, 90% and 89% of the calibration's attacks.
 	guardNetwork = "wong"
 	guardRecipe  = "fast"
-	guardEpochs  = 3
+	guardEpochs  = 2
 	// pause between a user's requests while the defence trains: the machine's
 	// cores are for the training then.
 	pause = 50 * time.Millisecond
+	// labelEvery is how many requests there are to each whose true class is told
+	// to the sentinel, by so many people in turn that none sends more than it
+	// takes of one.
+	labelEvery = 100
+	labellers  = 16
 	// undefendedAccuracy is what the first model must have.
 	undefendedAccuracy = 0.9
 	// afterReload is how long the load goes on at full speed once the new model
@@ -87,6 +93,7 @@ type Result struct {
 	RecoveredAccuracy      float64 `json:"recovered_accuracy"`       // of the promoted model under FGSM made from its weights
 	RecoveredCleanAccuracy float64 `json:"recovered_clean_accuracy"` // of the promoted model
 	TransferAccuracy       float64 `json:"transfer_accuracy"`        // of the promoted model under the first attack's images
+	LabelledAccuracy       float64 `json:"labelled_accuracy"`        // of the promoted model in the end, as the sentinel sees it by the labels of few requests
 	PGDAccuracy            float64 `json:"pgd_accuracy"`             // worst case of the gate's attacks on the promoted model, by its report
 	PGDAccuracyLowerBound  float64 `json:"pgd_accuracy_lower_bound"`
 
@@ -177,6 +184,7 @@ type demo struct {
 	clients    *clients
 	result     Result
 	live       []report.Live
+	labels     int // told to the sentinel
 	answers    answers
 }
 
@@ -590,7 +598,7 @@ func (d *demo) incident(live *service, first *model, test *dataset.Set) (second 
 
 	var traffic *traffic
 	err = d.phase("clean", "%d clean requests", func() (err error) {
-		traffic, err = d.send(live, clean)
+		traffic, err = d.send(live, clean, test.Labels)
 		return err
 	}, test.Len())
 	if err != nil {
@@ -656,24 +664,48 @@ func (d *demo) incident(live *service, first *model, test *dataset.Set) (second 
 	return second, hostile, d.again(live, second, clean, hostile, test)
 }
 
-// send sends images, no faster than the sentinel sees them.
-func (d *demo) send(live *service, pixels []float32) (*traffic, error) {
-	seen := func() int { return int(live.sentinel.Status().Requests) }
-	before := seen()
-	return d.clients.send(d.ctx, pixels, func(done, total int) error {
-		d.part(done, total)
-		for deadline := time.Now().Add(sentinelTimeout); seen() < before+done; {
-			if time.Now().After(deadline) {
-				return fmt.Errorf("the sentinel saw %d of %d requests", seen()-before, done)
+// send sends images, no faster than the sentinel sees them. People tell the
+// sentinel the true classes of a few.
+func (d *demo) send(live *service, pixels []float32, classes []uint8) (*traffic, error) {
+	// What is left of other traffic would take the room of this in the mirror.
+	if err := d.until(live.server.Mirrored, "the server's mirror is stuck"); err != nil {
+		return nil, err
+	}
+	return d.clients.send(d.ctx, pixels, func(t *traffic, lo, hi int) error {
+		d.part(hi, t.sent)
+		seen := lo
+		if err := d.until(func() bool {
+			for seen < hi && live.sentinel.Scored(t.ids[seen]) {
+				seen++
 			}
-			select {
-			case <-d.ctx.Done():
-				return d.ctx.Err()
-			case <-time.After(time.Millisecond):
+			return seen == hi
+		}, "the sentinel has not seen all requests"); err != nil {
+			return err
+		}
+		for i := lo; i < hi; i += labelEvery {
+			d.labels++
+			label := sentinel.Feedback{ID: t.ids[i], Label: int(classes[i]), Source: fmt.Sprintf("person %d", d.labels%labellers)}
+			if err := live.sentinel.Feedback(label); err != nil {
+				return err
 			}
 		}
 		return nil
 	})
+}
+
+// until waits for a condition, for sentinelTimeout at most.
+func (d *demo) until(done func() bool, otherwise string) error {
+	for deadline := time.Now().Add(sentinelTimeout); !done(); {
+		if time.Now().After(deadline) {
+			return errors.New(otherwise)
+		}
+		select {
+		case <-d.ctx.Done():
+			return d.ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
 }
 
 // attacker reads the model in service from the registry, as an insider would,
@@ -702,7 +734,7 @@ func (d *demo) strike(live *service, hostile []float32, test *dataset.Set) (floa
 	var t *traffic
 	err := d.phase("strike", "%d hostile requests", func() (err error) {
 		d.event(report.Bad, "attack", "FGSM, epsilon %v, made from the weights of %s", d.zoo.Threat.Epsilon, short(live.server.Digest()))
-		t, err = d.send(live, hostile)
+		t, err = d.send(live, hostile, test.Labels)
 		return err
 	}, test.Len())
 	if err != nil {
@@ -846,7 +878,7 @@ func (d *demo) reload(live *service, second *model) error {
 func (d *demo) again(live *service, second *model, clean, hostile []float32, test *dataset.Set) error {
 	var t *traffic
 	err := d.phase("recovered", "%d clean requests to the model in service", func() (err error) {
-		t, err = d.send(live, clean)
+		t, err = d.send(live, clean, test.Labels)
 		return err
 	}, test.Len())
 	if err != nil {
@@ -857,7 +889,7 @@ func (d *demo) again(live *service, second *model, clean, hostile []float32, tes
 	d.event(report.Neutral, "clean traffic", "%s right", report.Percent(d.result.RecoveredCleanAccuracy))
 
 	err = d.phase("transfer", "the first attack's %d images once more", func() (err error) {
-		t, err = d.send(live, hostile)
+		t, err = d.send(live, hostile, test.Labels)
 		return err
 	}, test.Len())
 	if err != nil {
@@ -871,7 +903,10 @@ func (d *demo) again(live *service, second *model, clean, hostile []float32, tes
 	if err != nil {
 		return err
 	}
-	d.result.RecoveredAccuracy, d.answers.afterHostile, err = d.strike(live, anew, test)
+	if d.result.RecoveredAccuracy, d.answers.afterHostile, err = d.strike(live, anew, test); err != nil {
+		return err
+	}
 	d.result.Requests = int(d.requests.Load())
-	return err
+	d.result.LabelledAccuracy = *live.sentinel.Status().Right
+	return nil
 }

@@ -61,6 +61,7 @@ func TestCase67WholeLoop(t *testing.T) {
 		"attack works":         r.AttackedAccuracy < 0.5,
 		"recovered":            r.RecoveredAccuracy > 0.6,
 		"recovered clean":      r.RecoveredCleanAccuracy > 0.9,
+		"known by labels":      r.LabelledAccuracy > 0.6 && r.LabelledAccuracy <= 1,
 		"detected":             r.DetectionDelayRequests >= 1 && r.DetectionDelayRequests <= 20,
 		"no false alarm":       r.FalseAlarms == 0 && r.CleanRequests >= 2000,
 		"nothing dropped":      r.DroppedRequests == 0 && r.Requests > 8000,

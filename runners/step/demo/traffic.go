@@ -24,7 +24,7 @@ type clients struct {
 func newClients(url, model string, shape nn.Shape) *clients {
 	return &clients{
 		Client: inference.Client{
-			URL: url, Model: model,
+			URL: url, Model: model, Binary: true, // the machine's cores are for the training
 			HTTP: &http.Client{
 				Timeout:   30 * time.Second,
 				Transport: &http.Transport{MaxIdleConnsPerHost: users, MaxConnsPerHost: users},
@@ -37,7 +37,8 @@ func newClients(url, model string, shape nn.Shape) *clients {
 // traffic is what came of a stretch of requests.
 type traffic struct {
 	sent   int
-	labels []int64 // by image
+	labels []int64  // by image
+	ids    []string // of the answers
 }
 
 // accuracy is the share of the images that were answered with their label.
@@ -56,10 +57,11 @@ func (t *traffic) accuracy(labels []uint8) float64 {
 const burst = 500
 
 // send asks for the label of each image of pixels, in order, and calls sent
-// after each burst.
-func (c *clients) send(ctx context.Context, pixels []float32, sent func(done, total int) error) (*traffic, error) {
+// after each burst, of the images lo to hi (not included).
+func (c *clients) send(ctx context.Context, pixels []float32, sent func(t *traffic, lo, hi int) error) (*traffic, error) {
 	size := c.shape.Size()
-	t := &traffic{sent: len(pixels) / size, labels: make([]int64, len(pixels)/size)}
+	n := len(pixels) / size
+	t := &traffic{sent: n, labels: make([]int64, n), ids: make([]string, n)}
 	failed := make([]error, users)
 	for lo := 0; lo < t.sent; lo += burst {
 		hi := min(lo+burst, t.sent)
@@ -77,7 +79,7 @@ func (c *clients) send(ctx context.Context, pixels []float32, sent func(done, to
 						failed[u] = err
 						return
 					}
-					t.labels[i] = answer.Labels[0]
+					t.labels[i], t.ids[i] = answer.Labels[0], answer.ID
 				}
 			})
 		}
@@ -85,7 +87,7 @@ func (c *clients) send(ctx context.Context, pixels []float32, sent func(done, to
 		if err := errors.Join(failed...); err != nil {
 			return nil, err
 		}
-		if err := sent(hi, t.sent); err != nil {
+		if err := sent(t, lo, hi); err != nil {
 			return nil, err
 		}
 	}

@@ -147,14 +147,26 @@ func (a *answered) add(id, version string, scores []detect.Score) {
 	a.images += len(classes)
 }
 
+// Scored says whether a request has been scored, so that its images can be
+// labelled.
+func (s *Sentinel) Scored(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.answered.find(id) != nil
+}
+
+func (a *answered) find(id string) *answers {
+	if found := a.fresh[id]; found != nil {
+		return found
+	}
+	return a.old[id]
+}
+
 // label returns the class that an image was given and marks it as labelled.
 func (a *answered) label(id string, index int, version string) (class int, err error) {
-	answers, ok := a.fresh[id]
-	if !ok {
-		answers, ok = a.old[id]
-	}
+	answers := a.find(id)
 	switch {
-	case !ok:
+	case answers == nil:
 		return 0, errUnknown
 	case answers.version != version:
 		return 0, errReplaced

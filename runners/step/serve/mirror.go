@@ -189,6 +189,9 @@ func (m *mirror) send(e mirrored, kind string, p payload) error {
 	return nil
 }
 
+// Mirrored says whether nothing waits to be mirrored.
+func (s *Server) Mirrored() bool { return s.mirror == nil || s.mirror.waiting.Load() == 0 }
+
 // close sends what is queued, as far as ctx lasts.
 func (m *mirror) close(ctx context.Context) {
 	if m == nil {

@@ -55,9 +55,13 @@ type Phase struct {
 	// method's alpha rises with it.
 	EpsilonRampEpochs float64 `yaml:"epsilon_ramp_epochs,omitempty" json:"epsilon_ramp_epochs,omitempty"`
 	Epsilon           float64 `yaml:"epsilon,omitempty" json:"epsilon,omitempty"` // 0 means the threat's
-	Alpha             float64 `yaml:"alpha,omitempty" json:"alpha,omitempty"`     // pgd, trades: size of a step
-	Steps             int     `yaml:"steps,omitempty" json:"steps,omitempty"`     // pgd, trades: number of steps
-	Beta              float64 `yaml:"beta,omitempty" json:"beta,omitempty"`       // trades: weight of robustness against accuracy
+	// Beyond is how many times the threat's epsilon, where Epsilon is 0, the
+	// training defends against; 0 means 1. What withstands a little more is
+	// surer at the threat's.
+	Beyond float64 `yaml:"beyond,omitempty" json:"beyond,omitempty"`
+	Alpha  float64 `yaml:"alpha,omitempty" json:"alpha,omitempty"` // pgd, trades: size of a step
+	Steps  int     `yaml:"steps,omitempty" json:"steps,omitempty"` // pgd, trades: number of steps
+	Beta   float64 `yaml:"beta,omitempty" json:"beta,omitempty"`   // trades: weight of robustness against accuracy
 	// Bound is the share of the loss that is on the worst logits that models/certify
 	// proves possible, the rest being on the images; it rises with epsilon. ibp
 	// needs it; with fgsm, n-fgsm and pgd a little of it regularises.
@@ -71,6 +75,7 @@ const (
 	maxEpochs = 10_000
 	maxSteps  = 1_000
 	maxPhases = 100
+	maxBeyond = 10
 )
 
 var (
@@ -159,6 +164,7 @@ func (p Phase) validate() error {
 		{"epochs", p.Epochs, true, true, maxEpochs},
 		{"epsilon_ramp_epochs", p.EpsilonRampEpochs, !standard, false, p.Epochs},
 		{"epsilon", p.Epsilon, !standard, false, math.MaxFloat32},
+		{"beyond", p.Beyond, !standard, false, maxBeyond},
 		{"alpha", p.Alpha, iterates, iterates, math.MaxFloat32},
 		{"steps", float64(p.Steps), iterates, iterates, maxSteps},
 		{"beta", p.Beta, trades, trades, 1000},
@@ -172,6 +178,9 @@ func (p Phase) validate() error {
 		case !(f.value >= 0 && f.value <= f.high):
 			return fmt.Errorf("%s is %v: must be 0 to %v", f.key, f.value, f.high)
 		}
+	}
+	if p.Epsilon > 0 && p.Beyond > 0 {
+		return fmt.Errorf("beyond is %v, but epsilon is %v whatever the threat's: remove one", p.Beyond, p.Epsilon)
 	}
 	return nil
 }
@@ -251,6 +260,9 @@ func (p Phase) EpsilonAt(epoch float64, threat attack.Threat) float64 {
 	epsilon := p.Epsilon
 	if epsilon == 0 {
 		epsilon = threat.Epsilon
+		if p.Beyond > 0 {
+			epsilon *= p.Beyond
+		}
 	}
 	if epoch < p.EpsilonRampEpochs {
 		epsilon *= epoch / p.EpsilonRampEpochs

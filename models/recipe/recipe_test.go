@@ -47,6 +47,9 @@ func TestRecipeValidate(t *testing.T) {
 		"phases[4].bound is 0.5, but method trades has":     func(r *Recipe) { r.Phases[4].Bound = 0.5 },
 		"phases[3].bound is 1.5: must be 0 to 1":            func(r *Recipe) { r.Phases[3].Bound = 1.5 },
 		"phases[3].bound is missing: method ibp needs it":   func(r *Recipe) { r.Phases[3] = Phase{Method: "ibp", Epochs: 1} },
+		"phases[3].beyond is 11: must be 0 to 10":           func(r *Recipe) { r.Phases[3].Beyond = 11 },
+		"phases[3].beyond is 1.1, but epsilon is 0.2":       func(r *Recipe) { r.Phases[3].Beyond, r.Phases[3].Epsilon = 1.1, 0.2 },
+		"phases[0].beyond is 1.1, but method standard has":  func(r *Recipe) { r.Phases[0].Beyond = 1.1 },
 		"phases[0].method is ibp, whose images are all clean": func(r *Recipe) {
 			r.Phases, r.CleanShare = []Phase{{Method: "ibp", Epochs: 1, Bound: 0.5}}, 0.5
 		},
@@ -106,6 +109,10 @@ func TestEpsilonRamp(t *testing.T) {
 	p = Phase{Method: "pgd", Epsilon: 0.15, EpsilonRampEpochs: 2, Alpha: 0.1, Steps: 5}
 	if got := p.EpsilonAt(5, threat); got != 0.15 {
 		t.Errorf("the phase's epsilon is %v", got)
+	}
+	p = Phase{Method: "pgd", Beyond: 1.1, EpsilonRampEpochs: 2, Alpha: 0.1, Steps: 5}
+	if at, full := p.EpsilonAt(1, threat), p.EpsilonAt(5, threat); math.Abs(at-0.165) > 1e-9 || math.Abs(full-0.33) > 1e-9 {
+		t.Errorf("epsilon beyond the threat's: %v half-way up, then %v", at, full)
 	}
 }
 

@@ -374,3 +374,31 @@ func BenchmarkLogits(b *testing.B) {
 		return func() error { _, err := attack.Logits(x, batch); return err }, err
 	})
 }
+
+// BenchmarkOne measures one answer to one image, as a service gives it.
+func BenchmarkOne(b *testing.B) {
+	for _, name := range []string{"wong", "paper", "trades"} {
+		d, err := zoo.LoadNetwork(name)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, path := range kernel.Paths() {
+			b.Run(name+"/"+path, func(b *testing.B) {
+				defer kernel.Use(path)()
+				net, err := nn.New(d, 1)
+				if err != nil {
+					b.Fatal(err)
+				}
+				forward, err := nn.NewForward(net, 1)
+				if err != nil {
+					b.Fatal(err)
+				}
+				x := fill(rand.New(rand.NewPCG(1, 1)), net.Input.Size())
+				b.ReportAllocs()
+				for b.Loop() {
+					forward.Logits(x, 1)
+				}
+			})
+		}
+	}
+}

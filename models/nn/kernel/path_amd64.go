@@ -191,8 +191,10 @@ func clamp(v []float32) {
 // srcRow and dstRow apart.
 func transposeTo(dst, src []float32, rows, columns, dstRow, srcRow int) {
 	switch {
-	case rows == 1 && dstRow == 1:
-		copy(dst[:columns], src[:columns])
+	case rows == 1:
+		for i, v := range src[:columns] {
+			dst[i*dstRow] = v
+		}
 		return
 	case !vectorised() || path == "avx2" || rows < 1 || columns < 1:
 		transposePortable(dst, src, rows, columns, dstRow, srcRow)

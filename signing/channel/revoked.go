@@ -65,7 +65,7 @@ func revoked(ctx context.Context, r *store.Reference, p verify.Policy) ([]Revoca
 		return nil, "", nil
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("list of revoked digests: %w", err)
+		return nil, "", fmt.Errorf("list of revoked digests, which any one trusted key may have signed (name them all): %w", err)
 	}
 	at, err := r.At(v.Digest)
 	if err != nil {

@@ -267,15 +267,16 @@ func TestCase54TenTimesTheCapacity(t *testing.T) {
 	}
 	for _, f := range families {
 		if f.GetName() == "temper_inference_duration_seconds" {
-			h := f.Metric[0].GetHistogram()
+			h, found := f.Metric[0].GetHistogram(), false
 			for _, b := range h.Bucket {
+				found = found || b.GetUpperBound() == 2.5
 				// Generous: the race detector and a busy machine are slow, too.
 				if b.GetUpperBound() == 2.5 && float64(b.GetCumulativeCount()) < 0.99*float64(h.GetSampleCount()) {
 					t.Errorf("%d of %d admitted requests took more than 2.5 s", h.GetSampleCount()-b.GetCumulativeCount(), h.GetSampleCount())
 				}
 			}
-			if h.GetSampleCount() == 0 {
-				t.Error("nothing was answered")
+			if h.GetSampleCount() == 0 || !found {
+				t.Error("nothing was answered, or not measured")
 			}
 		}
 	}

@@ -16,8 +16,10 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +27,7 @@ import (
 
 	"github.com/temper-ml/temper/models/onnx"
 	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/runners/step/serve/inference"
 	"github.com/temper-ml/temper/signing/channel"
 	"github.com/temper-ml/temper/signing/sign"
 	"github.com/temper-ml/temper/signing/statement"
@@ -160,6 +163,28 @@ func TestCase55ArtifactIsVerified(t *testing.T) {
 	refused("no reference", Invalid)
 }
 
+// TestCase40AgeOfTheRecord: what the alert on a channel that never moves goes by
+// is the time of the signed record, however often it is read or served anew.
+func TestCase40AgeOfTheRecord(t *testing.T) {
+	shop := newShop(t)
+	long := time.Now().Add(-40 * 24 * time.Hour)
+	promotion := channel.Promotion{Channel: shop.folder + ":production", Model: shop.push("a", 1, true), Policy: shop.policy, Signer: shop.key, Now: func() time.Time { return long }}
+	if _, err := channel.Promote(t.Context(), promotion); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // a restart makes it no younger
+		s := start(t, model(t, small, 9), func(o *Options) { o.Source = &Channel{Reference: promotion.Channel, Policy: shop.policy} })
+		for range 2 {
+			if got := value(t, s, "temper_model_promoted_timestamp_seconds"); got != float64(long.Unix()) {
+				t.Errorf("%v, want %d", got, long.Unix())
+			}
+			if err := s.Load(t.Context()); err != nil && !errors.Is(err, ErrUnchanged) {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 // TestCase42RevokedModel: what is revoked leaves service at the next look, and
 // does not come back by reloading, by starting again, or by hiding the list.
 func TestCase42RevokedModel(t *testing.T) {
@@ -260,6 +285,53 @@ func TestChannelIsFollowed(t *testing.T) {
 	if _, err := source.Load(t.Context(), m.Digest); !errors.As(err, &e) || e.Reason != Unverified {
 		t.Errorf("an old record: %v", err)
 	}
+}
+
+// TestPromotionsDropNothing promotes a model and the one before, again and
+// again, while clients ask: every request is answered.
+func TestPromotionsDropNothing(t *testing.T) {
+	shop := newShop(t)
+	models := []string{shop.push("a", 1, true), shop.push("b", 2, true)}
+	shop.promote(models[0])
+	s := start(t, model(t, small, 9), func(o *Options) {
+		o.Source = &Channel{Reference: shop.folder + ":production", Policy: shop.policy}
+		o.Poll = 2 * time.Millisecond
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	var clients sync.WaitGroup
+	var answered sync.Map // the versions of the answers
+	var answers atomic.Int64
+	x := make([]float32, small.Input.Size())
+	const users = 4
+	transport := &http.Transport{MaxIdleConnsPerHost: users}
+	defer transport.CloseIdleConnections()
+	for i := range users {
+		clients.Go(func() {
+			c := inference.Client{URL: s.url, Model: "digits", Binary: i%2 == 0, HTTP: &http.Client{Transport: transport}}
+			for ctx.Err() == nil {
+				a, err := c.Predict(context.Background(), x, 1, small.Input)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				answered.Store(a.Version, true)
+				answers.Add(1)
+			}
+		})
+	}
+	for i := range 8 {
+		to := channel.Promotion{Channel: shop.folder + ":production", Model: models[(i+1)%2], Policy: shop.policy, Signer: shop.key, Rollback: i > 0}
+		record, err := channel.Promote(t.Context(), to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ok := false; !ok && !t.Failed(); time.Sleep(time.Millisecond) {
+			_, ok = answered.Load(strconv.Itoa(record.Sequence))
+		}
+	}
+	cancel()
+	clients.Wait()
+	t.Logf("%d answers", answers.Load())
 }
 
 func TestFirstPromotionIsWaitedFor(t *testing.T) {

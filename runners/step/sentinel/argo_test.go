@@ -50,7 +50,9 @@ func argoDefence(t *testing.T, verdict string) (*Argo, *fake.Clientset) {
 			}
 			for _, w := range list.Items {
 				if w.Status.Phase == "" {
-					w.Status = wfv1.WorkflowStatus{Phase: wfv1.WorkflowSucceeded, Outputs: &wfv1.Outputs{Parameters: []wfv1.Parameter{{Name: "verdict", Value: wfv1.AnyStringPtr(verdict)}}}}
+					w.Status = wfv1.WorkflowStatus{Phase: wfv1.WorkflowSucceeded, Nodes: wfv1.Nodes{
+						w.Name: {Outputs: &wfv1.Outputs{Parameters: []wfv1.Parameter{{Name: "verdict", Value: wfv1.AnyStringPtr(verdict)}}}},
+					}}
 					workflows.Update(t.Context(), &w, metav1.UpdateOptions{})
 				}
 			}

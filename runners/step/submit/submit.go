@@ -17,6 +17,7 @@ import (
 
 	wfv1 "github.com/argoproj/argo-workflows/v3/pkg/apis/workflow/v1alpha1"
 	argo "github.com/argoproj/argo-workflows/v3/pkg/client/clientset/versioned/typed/workflow/v1alpha1"
+	"github.com/argoproj/argo-workflows/v3/workflow/packer"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -68,8 +69,10 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 		}
 	}
 	r := Result{Workflow: w.Name, Phase: string(w.Status.Phase), Outputs: map[string]string{}}
-	if w.Status.Outputs != nil {
-		for _, p := range w.Status.Outputs.Parameters {
+	// A workflow's outputs are those of its first node; status.outputs has only
+	// what templates export by a globalName.
+	if first := w.Status.Nodes[w.Name]; first.Outputs != nil {
+		for _, p := range first.Outputs.Parameters {
 			if p.Value != nil {
 				r.Outputs[p.Name] = p.Value.String()
 			}
@@ -182,6 +185,9 @@ func (j *Job) wait(ctx context.Context, s *step.Step, w *wfv1.Workflow) (*wfv1.W
 	told := map[string]wfv1.NodePhase{}
 	answered := time.Now()
 	for {
+		if err := packer.DecompressWorkflow(w); err != nil { // Argo compresses the nodes of a large one
+			return nil, fmt.Errorf("workflow %s: %w", w.Name, err)
+		}
 		tell(s, w, told)
 		if w.Status.Fulfilled() {
 			return w, ended(w)

@@ -3,6 +3,8 @@ package submit
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	wfv1 "github.com/argoproj/argo-workflows/v3/pkg/apis/workflow/v1alpha1"
 	"github.com/argoproj/argo-workflows/v3/pkg/client/clientset/versioned"
 	"github.com/argoproj/argo-workflows/v3/pkg/client/clientset/versioned/fake"
+	"github.com/argoproj/argo-workflows/v3/util/file"
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -44,7 +47,8 @@ func cluster(t *testing.T) *fake.Clientset {
 	return fake.NewSimpleClientset(w)
 }
 
-// end gives each workflow that is created a status, as the controller would.
+// end gives each workflow that is created a status, as the controller would:
+// its outputs are at its first node, and the nodes of a large one compressed.
 func end(t *testing.T, c *fake.Clientset, status wfv1.WorkflowStatus) {
 	t.Helper()
 	workflows := c.ArgoprojV1alpha1().Workflows("ns")
@@ -60,6 +64,15 @@ func end(t *testing.T, c *fake.Clientset, status wfv1.WorkflowStatus) {
 					workflows.Update(t.Context(), &w, metav1.UpdateOptions{})
 				} else { // again and again: this API forgets what happened before a watch
 					w.Status = status
+					nodes := maps.Clone(status.Nodes)
+					if nodes == nil {
+						nodes = wfv1.Nodes{}
+					}
+					nodes[w.Name] = wfv1.NodeStatus{ID: w.Name, Type: wfv1.NodeTypeSteps, Phase: wfv1.NodePhase(status.Phase), Outputs: status.Outputs}
+					w.Status.Nodes, w.Status.Outputs = nil, nil
+					if data, err := json.Marshal(nodes); err == nil {
+						w.Status.CompressedNodes = file.CompressEncodeString(string(data))
+					}
 					workflows.Update(t.Context(), &w, metav1.UpdateOptions{})
 				}
 			}

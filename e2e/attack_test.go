@@ -96,7 +96,10 @@ func define(t *testing.T, repository string) string {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "wong.yaml")
-	lenient := strings.NewReplacer("min_robust_accuracy: 0.85", "min_robust_accuracy: 0", "attacks: [fgsm, pgd-20]", "attacks: [fgsm]").Replace(string(data))
+	lenient := strings.Replace(string(data), "min_robust_accuracy: 0.85", "min_robust_accuracy: 0", 1)
+	if lenient == string(data) {
+		t.Fatal("the policy is another one now")
+	}
 	if err := os.WriteFile(path, []byte(lenient), 0o644); err != nil {
 		t.Fatal(err)
 	}

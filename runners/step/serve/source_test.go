@@ -295,7 +295,7 @@ func TestPromotionsDropNothing(t *testing.T) {
 	shop.promote(models[0])
 	s := start(t, model(t, small, 9), func(o *Options) {
 		o.Source = &Channel{Reference: shop.folder + ":production", Policy: shop.policy}
-		o.Poll = 2 * time.Millisecond
+		o.Poll = 20 * time.Millisecond
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	var clients sync.WaitGroup
@@ -316,10 +316,11 @@ func TestPromotionsDropNothing(t *testing.T) {
 				}
 				answered.Store(a.Version, true)
 				answers.Add(1)
+				time.Sleep(time.Millisecond) // the promotions need the cores too
 			}
 		})
 	}
-	for i := range 8 {
+	for i := range 4 {
 		to := channel.Promotion{Channel: shop.folder + ":production", Model: models[(i+1)%2], Policy: shop.policy, Signer: shop.key, Rollback: i > 0}
 		record, err := channel.Promote(t.Context(), to)
 		if err != nil {

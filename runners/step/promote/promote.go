@@ -123,6 +123,9 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	}
 	verdict, err := gate.Decide(model.Policy, report, inService)
 	if err != nil {
+		if inService != nil {
+			err = fmt.Errorf("%w (where the policy changed since that model was promoted, --rollback replaces it without a comparison, on record)", err)
+		}
 		return step.BadInput(err)
 	}
 	result.Reasons = verdict.Reasons

@@ -127,3 +127,21 @@ func TestCase33RevokedModelIsReplaced(t *testing.T) {
 		t.Errorf("in its place: exit code %d, %+v, %s", code, result, stderr)
 	}
 }
+
+// TestCase60TestSplitIsFixed: figures that were measured on anything but the
+// policy's test split, such as one that feedback got into, put nothing into
+// service.
+func TestCase60TestSplitIsFixed(t *testing.T) {
+	p := newPromoter(t, "oci:"+t.TempDir())
+	model := p.model(1)
+	code, _, stderr := p.run(model, "--dataset", "sha256:"+strings.Repeat("5", 64))
+	if code != step.ExitRefused || !strings.Contains(stderr, "measured on data set") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	if h, err := channel.Read(t.Context(), p.place+":production", signingtest.Policy(p.key)); err == nil {
+		t.Errorf("%+v", h)
+	}
+	if code, _, stderr := p.run(model); code != step.ExitDone {
+		t.Errorf("on the policy's own: exit code %d: %s", code, stderr)
+	}
+}

@@ -55,7 +55,7 @@ func (c *Cluster) flags(flags *pflag.FlagSet) {
 	flags.StringVar(&c.Lock, "lock", "", "ConfigMap, [NAMESPACE/]NAME, that says which record is the channel's last: of two promotions at once one changes it")
 	flags.StringVar(&c.Deployment, "deployment", "", "Deployment to roll, [NAMESPACE/]NAME, whose servers do not follow the channel")
 	flags.StringVar(&c.InferenceService, "inference-service", "", "InferenceService of KServe to roll, [NAMESPACE/]NAME: its storageUri becomes the modelcar")
-	flags.DurationVar(&c.Timeout, "rollout-timeout", 15*time.Minute, "how long a rollout may take before it is rolled back")
+	flags.DurationVar(&c.Timeout, "rollout-timeout", 12*time.Minute, "how long a rollout may take before it is rolled back")
 	flags.StringVar(&c.Kubeconfig, "kubeconfig", "", kube.Flag)
 }
 

@@ -244,6 +244,10 @@ var tens = [...]float64{1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 
 func (p *parser) number() (float32, error) {
 	p.next()
 	text, start, i := p.text, p.at, p.at
+	if i+1 < len(text) && text[i]-'0' <= 9 && (text[i+1] == ',' || text[i+1] == ']') { // as most pixels of a digit are
+		p.at++
+		return float32(text[i] - '0'), nil
+	}
 	negative := i < len(text) && text[i] == '-'
 	if negative {
 		i++

@@ -258,12 +258,22 @@ func (p *parser) data(t *Tensor, depth, maxValues int) error {
 		if nested {
 			return p.data(t, depth+1, maxValues)
 		}
-		v, err := p.number()
-		if err == nil && len(t.Values) == maxValues {
-			err = fmt.Errorf("data has more than %d values, the most that one request may hold", maxValues)
+		for {
+			v, err := p.number()
+			if err == nil && len(t.Values) == maxValues {
+				err = fmt.Errorf("data has more than %d values, the most that one request may hold", maxValues)
+			}
+			t.Values = append(t.Values, v)
+			if err != nil {
+				return err
+			}
+			// Without white space, as most clients write, the next number follows.
+			if p.at+1 >= len(p.text) || p.text[p.at] != ',' || p.text[p.at+1]-'0' > 9 {
+				return nil
+			}
+			p.at++
+			n++
 		}
-		t.Values = append(t.Values, v)
-		return err
 	}); err != nil {
 		return err
 	}

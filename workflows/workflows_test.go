@@ -365,45 +365,49 @@ func suffix(name string) string {
 // Executors write results and nothing else; the server and the steps have no
 // right at all, but for promote.
 func TestCase04WhoMayDoWhat(t *testing.T) {
-	docs := append(build(t, "overlays/kind"), build(t, "controller")...)
-	roles := map[string][]string{}
-	for _, d := range docs {
-		if r, ok := d.Object.(*rbacv1.Role); ok {
-			for _, rule := range r.Rules {
-				for _, resource := range rule.Resources {
-					for _, verb := range rule.Verbs {
-						roles[r.Name] = append(roles[r.Name], strings.TrimSpace(verb+" "+resource+" "+strings.Join(rule.ResourceNames, ",")))
-					}
-				}
-			}
-			slices.Sort(roles[r.Name])
-		}
-	}
-	rights := map[string][]string{}
-	for _, d := range docs {
-		if b, ok := d.Object.(*rbacv1.RoleBinding); ok {
-			for _, s := range b.Subjects {
-				rights[s.Name] = append(rights[s.Name], roles[b.RoleRef.Name]...)
-			}
-		}
-	}
 	want := map[string][]string{
 		"executor": {"create workflowtaskresults", "patch workflowtaskresults"},
 		"promoter": {"get configmaps channels", "update configmaps channels"},
 		"sentinel": {"create workflows", "get workflows", "get workflowtemplates", "list workflows", "watch workflows"},
 		"argo":     {"get configmaps memoized-steps", "update configmaps memoized-steps"},
 	}
-	if !maps.EqualFunc(rights, want, slices.Equal) {
-		t.Errorf("rights are %v", rights)
-	}
-	for name, tmpl := range leaves(all(docs)) {
-		for _, v := range tmpl.Volumes {
-			if v.Projected == nil {
-				continue
+	kserve := maps.Clone(want)
+	kserve["promoter"] = []string{"get configmaps channels", "get deployments mnist-predictor", "get inferenceservices mnist", "patch inferenceservices mnist", "update configmaps channels"}
+	for overlay, want := range map[string]map[string][]string{"overlays/kind": want, "overlays/production": want, "overlays/kserve": kserve} {
+		docs := append(build(t, overlay), build(t, "controller")...)
+		roles := map[string][]string{}
+		for _, d := range docs {
+			if r, ok := d.Object.(*rbacv1.Role); ok {
+				for _, rule := range r.Rules {
+					for _, resource := range rule.Resources {
+						for _, verb := range rule.Verbs {
+							roles[r.Name] = append(roles[r.Name], strings.TrimSpace(verb+" "+resource+" "+strings.Join(rule.ResourceNames, ",")))
+						}
+					}
+				}
+				slices.Sort(roles[r.Name])
 			}
-			for _, source := range v.Projected.Sources {
-				if source.ServiceAccountToken != nil && (tmpl.Name != "promote" || tmpl.ServiceAccountName != "promoter") {
-					t.Errorf("%s holds a token", name)
+		}
+		rights := map[string][]string{}
+		for _, d := range docs {
+			if b, ok := d.Object.(*rbacv1.RoleBinding); ok {
+				for _, s := range b.Subjects {
+					rights[s.Name] = append(rights[s.Name], roles[b.RoleRef.Name]...)
+				}
+			}
+		}
+		if !maps.EqualFunc(rights, want, slices.Equal) {
+			t.Errorf("%s: rights are %v", overlay, rights)
+		}
+		for name, tmpl := range leaves(all(docs)) {
+			for _, v := range tmpl.Volumes {
+				if v.Projected == nil {
+					continue
+				}
+				for _, source := range v.Projected.Sources {
+					if source.ServiceAccountToken != nil && (tmpl.Name != "promote" || tmpl.ServiceAccountName != "promoter") {
+						t.Errorf("%s: %s holds a token", overlay, name)
+					}
 				}
 			}
 		}

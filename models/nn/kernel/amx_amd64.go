@@ -77,9 +77,13 @@ func (p *product) tile() {
 		part.passes(left)
 	}
 	if p.relu {
+		rows, n := p.m, p.n
+		if p.cRow == n {
+			rows, n = 1, p.m*n
+		}
 		for l := range max(1, p.lines) {
-			for i := range p.m {
-				clamp(p.c[l*p.cLine+i*p.cRow:][:p.n])
+			for i := range rows {
+				clamp(p.c[l*p.cLine+i*p.cRow:][:n])
 			}
 		}
 	}

@@ -86,9 +86,9 @@ func TestProductEqualsDefinition(t *testing.T) {
 			}
 			return v[off:][:n]
 		}
-		trials := 600
+		trials := 200
 		if testing.Short() {
-			trials = 150
+			trials = 70
 		}
 		for trial := range trials {
 			p := product{

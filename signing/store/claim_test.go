@@ -20,8 +20,6 @@ import (
 // conditions and takes its time.
 func TestCase39ClaimsAtOnce(t *testing.T) {
 	const claims = 4
-	defer func(d time.Duration) { settle = d }(settle)
-	settle = time.Second
 	ours, err := Start(t.Context(), t.TempDir()+"/layout", "")
 	if err != nil {
 		t.Fatal(err)

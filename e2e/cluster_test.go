@@ -40,7 +40,6 @@ const (
 
 	// repository is where the installation in namespace keeps its models.
 	repository = registryInside + "/mnist"
-	production = repository + ":production"
 
 	password = "e2e" // of the signing keys that are made here
 )

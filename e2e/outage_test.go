@@ -27,7 +27,7 @@ func TestRegistryOutage(t *testing.T) {
 	testenv.Test(t, features.New("a registry that is away").
 		Assess("Given a model in service", do(func(t *testing.T) {
 			promoted(t)
-			model = head(t).Model
+			model = head(t, repository).Model
 			waitForModel(t, namespace, model)
 		})).
 		Assess("When the registry is away while a workflow needs it", do(func(t *testing.T) {
@@ -65,7 +65,7 @@ func TestCase66Upgrade(t *testing.T) {
 	testenv.Test(t, features.New("an upgrade under load").
 		Assess("Given a model in service", do(func(t *testing.T) {
 			promoted(t)
-			before = head(t).Model
+			before = head(t, repository).Model
 			waitForModel(t, namespace, before)
 		})).
 		Assess("When the server's image is replaced, every request is answered", do(func(t *testing.T) {
@@ -94,7 +94,7 @@ func TestCase66Upgrade(t *testing.T) {
 		})).
 		Assess("Then the model is the one before, and so is the channel", do(func(t *testing.T) {
 			waitForModel(t, namespace, before)
-			if now := head(t).Model; now != before {
+			if now := head(t, repository).Model; now != before {
 				t.Errorf("the channel names %s, not %s", now, before)
 			}
 		})).

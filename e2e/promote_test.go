@@ -52,7 +52,7 @@ func newPromoting(t *testing.T, name string, models int) *promoting {
 	t.Helper()
 	t.Setenv(sign.PasswordVariable, signingtest.Password)
 	key, dir := signingtest.KeyFolder(t)
-	p := &promoting{namespace: "temper-" + name, place: fmt.Sprintf("%s/e2e/%s-%s", registryOutside, name, unique()),
+	p := &promoting{namespace: name + "-" + unique(), place: fmt.Sprintf("%s/e2e/%s-%s", registryOutside, name, unique()),
 		policy: filepath.Join(dir, "tiny.yaml"), keyFile: filepath.Join(dir, sign.PrivateKeyFile), key: key}
 	if err := os.WriteFile(p.policy, []byte(easy), 0o600); err != nil {
 		t.Fatal(err)
@@ -98,13 +98,10 @@ func (p *promoting) head(t *testing.T) *channel.Head {
 // Promotions at once, in a registry that decides nothing: the resourceVersion
 // does.
 func TestCase39PromotionsAtOnce(t *testing.T) {
-	var p *promoting
+	p := newPromoting(t, "race", 4)
 	var codes []int
 	testenv.Test(t, features.New("promotions at once").
-		Assess("Given four signed models and no model in service", do(func(t *testing.T) {
-			p = newPromoting(t, "race", 4)
-		})).
-		Assess("When all four are promoted at once", do(func(t *testing.T) {
+		Assess("When four models are promoted at once to a channel that has none", do(func(t *testing.T) {
 			codes = make([]int, len(p.models))
 			var group sync.WaitGroup
 			for i, m := range p.models {
@@ -142,7 +139,7 @@ func TestCase39PromotionsAtOnce(t *testing.T) {
 // A Deployment is rolled by its pods' annotation, and back where the rollout
 // fails.
 func TestPromotionRollsADeployment(t *testing.T) {
-	var p *promoting
+	p := newPromoting(t, "rollout", 2)
 	annotation := func(t *testing.T) string {
 		t.Helper()
 		d, err := client.AppsV1().Deployments(p.namespace).Get(t.Context(), "server", metav1.GetOptions{})
@@ -153,7 +150,6 @@ func TestPromotionRollsADeployment(t *testing.T) {
 	}
 	testenv.Test(t, features.New("rollout of a Deployment").
 		Assess("Given a Deployment", do(func(t *testing.T) {
-			p = newPromoting(t, "rollout", 2)
 			installed, err := client.AppsV1().Deployments(namespace).Get(t.Context(), "serve", metav1.GetOptions{})
 			if err != nil {
 				t.Fatal(err)

@@ -34,6 +34,7 @@ const webhookSecret = "the webhook's secret"
 // what GitHub did not sign, or what changes no model, runs nothing.
 func TestCase08Case09Push(t *testing.T) {
 	gitNamespace := "git-" + unique()
+	models := registryInside + "/" + gitNamespace + "/mnist" // not those of the model in service
 	var commit string
 	var good []byte
 	var nothing []string // commits of deliveries that must not run anything
@@ -41,7 +42,10 @@ func TestCase08Case09Push(t *testing.T) {
 		Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
 			serveGit(t, gitNamespace)
 			must(t, "", "kubectl", "apply", "--server-side", "--force-conflicts", "-k", "../tasks/controller")
-			if err := kustomize("../tasks", namespace, ""); err != nil {
+			if err := kustomize("../tasks", namespace, fmt.Sprintf(`patches:
+- target: {kind: TriggerTemplate, name: model-commit}
+  patch: '[{"op": "add", "path": "/spec/resourcetemplates/0/spec/params/-", "value": {"name": "repository", "value": %q}}]'
+`, models)); err != nil {
 				t.Fatal(err)
 			}
 			secret := must(t, "", "kubectl", "create", "secret", "generic", "github-webhook", "-n", namespace,
@@ -135,7 +139,9 @@ func TestCase08Case09Push(t *testing.T) {
 			if results["CHAINS-GIT_COMMIT"] != commit || results["verdict"] != "promoted" || !strings.HasPrefix(results["MODEL_IMAGE_DIGEST"], "sha256:") {
 				t.Errorf("results are %v", results)
 			}
-			waitForModel(t, namespace, results["MODEL_IMAGE_DIGEST"])
+			if h := head(t, models); h.Model != results["MODEL_IMAGE_DIGEST"] {
+				t.Errorf("the channel names %s", h.Model)
+			}
 			runs := must(t, "", "kubectl", "get", "-n", namespace, "pipelineruns", "-o", "name")
 			for _, sha := range nothing {
 				if strings.Contains(runs, sha) {

@@ -5,12 +5,10 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -58,8 +56,8 @@ func do(f func(t *testing.T)) sentence {
 }
 
 // trust is what whoever looks from outside asks for: the signature of the key,
-// for the repository by its name in the cluster.
-func trust(t *testing.T) verify.Policy {
+// for a repository by its name in the cluster.
+func trust(t *testing.T, repository string) verify.Policy {
 	t.Helper()
 	public, err := os.ReadFile(filepath.Join(keys, "cosign.pub"))
 	if err != nil {
@@ -68,9 +66,9 @@ func trust(t *testing.T) verify.Policy {
 	return verify.Policy{Keys: []verify.Key{{Name: "e2e", PEM: public}}, Repositories: []string{repository}}
 }
 
-func head(t *testing.T) *channel.Head {
+func head(t *testing.T, repository string) *channel.Head {
 	t.Helper()
-	h, err := channel.Read(t.Context(), outside(production), trust(t))
+	h, err := channel.Read(t.Context(), outside(repository)+":production", trust(t, repository))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +88,7 @@ func TestCase65Robustify(t *testing.T) {
 			w = promoted(t)
 		})).
 		Assess("Then the channel names that model, signed", do(func(t *testing.T) {
-			if h := head(t); h.Model != w.result("digest") || h.Reference != outside(w.result("reference")) {
+			if h := head(t, repository); h.Model != w.result("digest") || h.Reference != outside(w.result("reference")) {
 				t.Errorf("the channel names %s, the workflow %s", h.Reference, w.result("reference"))
 			}
 		})).
@@ -101,9 +99,9 @@ func TestCase65Robustify(t *testing.T) {
 			}
 		})).
 		Assess("And the same submission again changes nothing in service", do(func(t *testing.T) {
-			before := head(t)
+			before := head(t, repository)
 			again := finished(t, namespace, submit(t, namespace, "robustify"))
-			if after := head(t); after.Model != before.Model {
+			if after := head(t, repository); after.Model != before.Model {
 				t.Errorf("workflow %s moved the channel from %s to %s", again.Metadata.Name, before.Model, after.Model)
 			}
 		})).
@@ -154,7 +152,7 @@ func TestRejectedCandidate(t *testing.T) {
 	testenv.Test(t, features.New("a candidate that is rejected").
 		Assess("Given a model in service", do(func(t *testing.T) {
 			promoted(t)
-			before = head(t)
+			before = head(t, repository)
 		})).
 		Assess("When robustify ends with a model that its policy rejects", do(func(t *testing.T) {
 			// One epoch of hardening against what nothing withstands.
@@ -169,7 +167,7 @@ func TestRejectedCandidate(t *testing.T) {
 			}
 		})).
 		Assess("And the model in service is the one before", do(func(t *testing.T) {
-			if after := head(t); after.Digest != before.Digest {
+			if after := head(t, repository); after.Digest != before.Digest {
 				t.Errorf("the channel moved from record %s to %s", before.Digest, after.Digest)
 			}
 			waitForModel(t, namespace, before.Model)
@@ -276,40 +274,24 @@ func TestCase15PodsKilled(t *testing.T) {
 		Feature())
 }
 
-// kill deletes the first pod of each template, by force, as soon as its
-// container runs; it ends with its context, or when all are dead.
+// kill deletes the first pod of each template, by force, while its program is
+// at work: the node stops the program when it sees it, as most end within a
+// second. The templates are in the order in which they run.
 func kill(ctx context.Context, namespace, workflow string, templates []string) error {
-	pods, err := client.CoreV1().Pods(namespace).Watch(ctx, metav1.ListOptions{LabelSelector: "workflows.argoproj.io/workflow=" + workflow})
-	if err != nil {
-		return err
-	}
-	defer pods.Stop()
-	left := map[string]bool{}
-	for _, v := range templates {
-		left[v] = true
-	}
 	now := int64(0)
-	for len(left) > 0 {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("never seen: %v", left)
-		case event, ok := <-pods.ResultChan():
-			if !ok {
-				return errors.New("the watch of pods ended")
-			}
-			pod, ok := event.Object.(*corev1.Pod)
-			if !ok || pod.DeletionTimestamp != nil || !slices.ContainsFunc(pod.Status.ContainerStatuses, func(c corev1.ContainerStatus) bool {
-				return c.Name == "main" && c.State.Running != nil
-			}) {
-				continue
-			}
-			for v := range left {
-				// A pod's name is the workflow's, the template's, and a number.
-				if strings.HasPrefix(pod.Name, workflow+"-"+v+"-") {
-					if err := client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
-						return err
-					}
-					delete(left, v)
+	for _, v := range templates {
+		stop := exec.CommandContext(ctx, "docker", "exec", "temper-control-plane", "sh", "-c", `until pkill -STOP -f "^/`+v+` "; do sleep 0.05; done`)
+		if out, err := stop.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s never ran: %w\n%s", v, err, out)
+		}
+		pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "workflows.argoproj.io/workflow=" + workflow})
+		if err != nil {
+			return err
+		}
+		for _, pod := range pods.Items { // named by the workflow, the template, and a number
+			if strings.HasPrefix(pod.Name, workflow+"-"+v+"-") {
+				if err := client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
+					return err
 				}
 			}
 		}

@@ -639,8 +639,6 @@ func TestCase24FileNames(t *testing.T) {
 }
 
 func TestCase36FailingRegistry(t *testing.T) {
-	defer func(d time.Duration) { stallTimeout = d }(stallTimeout)
-	stallTimeout = 200 * time.Millisecond
 	release := make(chan struct{})
 	defer close(release)
 	cases := map[string]struct {
@@ -686,6 +684,8 @@ func TestCase36FailingRegistry(t *testing.T) {
 			})
 			at := mustPush(t, place+":v1", &Artifact{Type: testType, Files: []File{{Name: "x", Data: bytes.Repeat([]byte("begin"), 200_000)}}})
 			failing = true
+			defer func(d time.Duration) { stallTimeout = d }(stallTimeout)
+			stallTimeout = 200 * time.Millisecond
 			_, err := Pull(t.Context(), at, Want{})
 			var down *Unavailable
 			if !errors.As(err, &down) {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
@@ -43,7 +44,7 @@ const (
 // regular file is refused, so that a hostile layout reads nothing else.
 type layout struct {
 	dir  string
-	root *os.Root // nil until the folder exists
+	root atomic.Pointer[os.Root] // nil until the folder exists, which the first push makes while others read
 	// create makes an upload's file; a variable for tests of a full disk.
 	create func(root *os.Root, name string) (*os.File, error)
 }
@@ -78,7 +79,7 @@ func (l *layout) open() error {
 			root.Close()
 			return fmt.Errorf("oci:%s holds files but is no OCI layout (it has no file %s): name an empty or a new folder", l.dir, ocispec.ImageLayoutFile)
 		}
-		l.root = root
+		l.root.Store(root)
 		return nil
 	}
 	if err == nil {
@@ -91,13 +92,13 @@ func (l *layout) open() error {
 		root.Close()
 		return fmt.Errorf("oci:%s: %w", l.dir, err)
 	}
-	l.root = root
+	l.root.Store(root)
 	return nil
 }
 
 // make creates what an empty layout consists of.
 func (l *layout) make() error {
-	if l.root == nil {
+	if l.root.Load() == nil {
 		if err := os.MkdirAll(l.dir, 0o755); err != nil {
 			return err
 		}
@@ -106,32 +107,32 @@ func (l *layout) make() error {
 		}
 	}
 	for _, dir := range []string{blobFolder, partFolder} {
-		if err := l.root.MkdirAll(dir, 0o755); err != nil {
+		if err := l.root.Load().MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	if _, err := l.root.Lstat(ocispec.ImageLayoutFile); errors.Is(err, fs.ErrNotExist) {
+	if _, err := l.root.Load().Lstat(ocispec.ImageLayoutFile); errors.Is(err, fs.ErrNotExist) {
 		return l.replace(ocispec.ImageLayoutFile, []byte(`{"imageLayoutVersion":"`+ocispec.ImageLayoutVersion+`"}`))
 	}
 	return nil
 }
 
 func (l *layout) close() error {
-	if l.root == nil {
+	if l.root.Load() == nil {
 		return nil
 	}
-	return l.root.Close()
+	return l.root.Load().Close()
 }
 
 // clean removes the uploads of processes that were killed.
 func (l *layout) clean() {
-	if l.root == nil {
+	if l.root.Load() == nil {
 		return
 	}
-	entries, _ := fs.ReadDir(l.root.FS(), partFolder)
+	entries, _ := fs.ReadDir(l.root.Load().FS(), partFolder)
 	for _, e := range entries {
 		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > maxPartAge {
-			l.root.Remove(filepath.Join(partFolder, e.Name()))
+			l.root.Load().Remove(filepath.Join(partFolder, e.Name()))
 		}
 	}
 }
@@ -156,13 +157,13 @@ func (l *layout) Get(_ context.Context, _ string, h v1.Hash) (io.ReadCloser, err
 }
 
 func (l *layout) blob(h v1.Hash) (*os.File, int64, error) {
-	if l.root == nil {
+	if l.root.Load() == nil {
 		return nil, 0, ggcr.ErrNotFound
 	}
 	if !digestPattern.MatchString(h.String()) {
 		return nil, 0, fmt.Errorf("digest %q: only sha256 is supported", h)
 	}
-	f, size, err := openRegular(l.root, blobFolder+"/"+h.Hex)
+	f, size, err := openRegular(l.root.Load(), blobFolder+"/"+h.Hex)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, ggcr.ErrNotFound
 	}
@@ -259,7 +260,7 @@ type part struct {
 
 func (l *layout) newPart() (*part, error) {
 	name := partFolder + "/" + strings.ToLower(rand.Text())
-	f, err := l.create(l.root, name)
+	f, err := l.create(l.root.Load(), name)
 	if err != nil {
 		return nil, err
 	}
@@ -283,13 +284,13 @@ func (p *part) commit(name string) error {
 	if err := p.file.Close(); err != nil {
 		return err
 	}
-	return p.layout.root.Rename(p.name, name)
+	return p.layout.root.Load().Rename(p.name, name)
 }
 
 // discard removes the file unless it was committed.
 func (p *part) discard() {
 	p.file.Close()
-	p.layout.root.Remove(p.name)
+	p.layout.root.Load().Remove(p.name)
 }
 
 // putBlob stores bytes under their digest.
@@ -319,10 +320,10 @@ type entry struct {
 // into one tick of the file system's clock.) Entries that other tools wrote
 // are in the folder's own repository.
 func (l *layout) readIndex() ([]entry, digest.Digest, error) {
-	if l.root == nil {
+	if l.root.Load() == nil {
 		return nil, "", nil
 	}
-	data, err := readRegular(l.root, ocispec.ImageIndexFile, maxIndex)
+	data, err := readRegular(l.root.Load(), ocispec.ImageIndexFile, maxIndex)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "", nil
 	}

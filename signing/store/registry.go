@@ -200,7 +200,7 @@ func (g *Registry) refresh() error {
 }
 
 func (g *Registry) refreshLocked() ([]entry, error) {
-	if g.layout.root == nil {
+	if g.layout.root.Load() == nil {
 		if _, err := os.Stat(g.layout.dir); err == nil {
 			if err := g.layout.open(); err != nil { // another process made it
 				return nil, err
@@ -623,7 +623,7 @@ func (g *Registry) change(edit func([]entry) ([]entry, error)) error {
 
 // lock waits for other processes that change index.json.
 func (l *layout) lock() (func(), error) {
-	f, err := l.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := l.root.Load().OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}

@@ -33,7 +33,7 @@ func TestConcurrentUse(t *testing.T) {
 		want := work(0)
 		turns := 8
 		if testing.Short() {
-			turns = 2
+			turns = 1
 		}
 		stop := make(chan struct{})
 		var collector, workers sync.WaitGroup

@@ -86,13 +86,13 @@ func TestProductEqualsDefinition(t *testing.T) {
 			}
 			return v[off:][:n]
 		}
-		trials := 200
+		trials := 150
 		if testing.Short() {
-			trials = 70
+			trials = 40
 		}
 		for trial := range trials {
 			p := product{
-				m: 1 + rng.IntN(70), n: 1 + rng.IntN(140), steps: 1 + rng.IntN(40), segments: 1 + rng.IntN(4), lines: rng.IntN(4),
+				m: 1 + rng.IntN(50), n: 1 + rng.IntN(100), steps: 1 + rng.IntN(40), segments: 1 + rng.IntN(3), lines: rng.IntN(4),
 				add: trial%3 == 0, relu: trial%2 == 0, pairs: trial/2%2 == 0, turned: new([]float32),
 			}
 			if trial%50 == 0 {

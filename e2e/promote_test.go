@@ -201,7 +201,7 @@ func TestPromotionRollsADeployment(t *testing.T) {
 				t.Fatal(err)
 			}
 			code, said := p.promote(t, p.models[1], "--deployment", p.namespace+"/server", "--rollout-timeout", "30s")
-			if code != step.ExitDone || !strings.Contains(said, `"verdict":"`+promote.RolledBack) {
+			if code != step.ExitDone || !strings.Contains(said, `"verdict": "`+promote.RolledBack) {
 				t.Fatalf("exit code %d: %s", code, said)
 			}
 			if h := p.head(t); annotation(t) != p.models[0] || h.Sequence != 3 || !h.Rollback {

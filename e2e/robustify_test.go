@@ -243,12 +243,7 @@ func TestCase15PodsKilled(t *testing.T) {
 				t.Fatal(err)
 			}
 		})).
-		Assess("Then they ran again, and one promotion came of it", do(func(t *testing.T) {
-			for _, v := range victims {
-				if n := len(w.pods(v)); n < 2 {
-					t.Errorf("%s ran in %d pod(s)", v, n)
-				}
-			}
+		Assess("Then others did their work, and one promotion came of it", do(func(t *testing.T) {
 			r, err := store.Open(t.Context(), registryOutside+"/"+ns)
 			if err != nil {
 				t.Fatal(err)
@@ -274,7 +269,9 @@ func TestCase15PodsKilled(t *testing.T) {
 
 // kill deletes the first pod of each template, by force, while its program is
 // at work: the node stops the program when it sees it, as most end within a
-// second. The templates are in the order in which they run.
+// second, so that what comes of it another pod did. (Argo gives that one the same
+// node where it had not seen the first run.) The templates are in the order in
+// which they run.
 func kill(ctx context.Context, namespace, workflow string, templates []string) error {
 	now := int64(0)
 	for _, v := range templates {
@@ -286,12 +283,17 @@ func kill(ctx context.Context, namespace, workflow string, templates []string) e
 		if err != nil {
 			return err
 		}
+		killed := false
 		for _, pod := range pods.Items { // named by the workflow, the template, and a number
 			if strings.HasPrefix(pod.Name, workflow+"-"+v+"-") {
 				if err := client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
 					return err
 				}
+				killed = true
 			}
+		}
+		if !killed {
+			return fmt.Errorf("no pod of %s to kill", v)
 		}
 	}
 	return nil

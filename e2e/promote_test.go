@@ -23,23 +23,6 @@ import (
 	"github.com/temper-ml/temper/signing/verify"
 )
 
-// easy is a policy that the untrained models of this file meet.
-const easy = `
-name: tiny
-network: wong
-dataset: mnist
-recipe: {train: standard, retrain: fast}
-threat: {norm: linf, epsilon: 0.3}
-policy:
-  attacks: [fgsm]
-  min_clean_accuracy: 0.5
-  min_robust_accuracy: 0.5
-  max_clean_regression: 0
-  max_robust_regression: 0
-  min_samples: 1000
-  confidence: 0.95
-`
-
 // promoting is a namespace with the ConfigMap of the locks, and models in a
 // repository of the cluster's registry.
 type promoting struct {
@@ -54,7 +37,7 @@ func newPromoting(t *testing.T, name string, models int) *promoting {
 	key, dir := signingtest.KeyFolder(t)
 	p := &promoting{namespace: name + "-" + unique(), place: fmt.Sprintf("%s/e2e/%s-%s", registryOutside, name, unique()),
 		policy: filepath.Join(dir, "tiny.yaml"), keyFile: filepath.Join(dir, sign.PrivateKeyFile), key: key}
-	if err := os.WriteFile(p.policy, []byte(easy), 0o600); err != nil {
+	if err := os.WriteFile(p.policy, []byte(signingtest.Definition), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for i := range models {

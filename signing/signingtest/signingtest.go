@@ -33,6 +33,23 @@ func Build(t testing.TB, seed uint64) *signing.Build {
 	return build(t, seed, 100, 98, 95)
 }
 
+// Definition is one whose gate policy the models of Judged meet.
+const Definition = `
+name: tiny
+network: wong
+dataset: mnist
+recipe: {train: standard, retrain: fast}
+threat: {norm: linf, epsilon: 0.3}
+policy:
+  attacks: [fgsm]
+  min_clean_accuracy: 0.5
+  min_robust_accuracy: 0.5
+  max_clean_regression: 0
+  max_robust_regression: 0
+  min_samples: 1000
+  confidence: 0.95
+`
+
 // Judged is Build with as many samples as a gate policy asks for: 1,000, of
 // which 980 are right clean and as many as given under attack.
 func Judged(t testing.TB, seed uint64, robust int) *signing.Build {

@@ -22,23 +22,6 @@ import (
 	"github.com/temper-ml/temper/signing/store"
 )
 
-// policy is what the models of package signingtest meet.
-const policy = `
-name: tiny
-network: wong
-dataset: mnist
-recipe: {train: standard, retrain: fast}
-threat: {norm: linf, epsilon: 0.3}
-policy:
-  attacks: [fgsm]
-  min_clean_accuracy: 0.5
-  min_robust_accuracy: 0.5
-  max_clean_regression: 0
-  max_robust_regression: 0
-  min_samples: 1000
-  confidence: 0.95
-`
-
 // promoter runs the step with a key and a policy.
 type promoter struct {
 	t          *testing.T
@@ -52,7 +35,7 @@ func newPromoter(t *testing.T, place string) *promoter {
 	t.Helper()
 	key, dir := signingtest.KeyFolder(t)
 	p := &promoter{t: t, key: key, place: place, keyFile: filepath.Join(dir, sign.PrivateKeyFile), policyFile: filepath.Join(dir, "tiny.yaml")}
-	if err := os.WriteFile(p.policyFile, []byte(policy), 0o600); err != nil {
+	if err := os.WriteFile(p.policyFile, []byte(signingtest.Definition), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv(sign.PasswordVariable, signingtest.Password)

@@ -92,7 +92,7 @@ func newWatched(t *testing.T) *watched {
 	folder := filepath.Join(t.TempDir(), "noise")
 	text := strings.NewReplacer("dataset: mnist", "dataset: "+folder, "epsilon: 0.3", "epsilon: 0.01",
 		"min_clean_accuracy: 0.5", "min_clean_accuracy: 0", "min_robust_accuracy: 0.5", "min_robust_accuracy: 0",
-		"max_clean_regression: 0", "max_clean_regression: 1", "max_robust_regression: 0", "max_robust_regression: 1").Replace(policy)
+		"max_clean_regression: 0", "max_clean_regression: 1", "max_robust_regression: 0", "max_robust_regression: 1").Replace(signingtest.Definition)
 	if err := os.WriteFile(w.policyFile, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

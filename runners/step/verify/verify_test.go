@@ -19,30 +19,13 @@ import (
 	"github.com/temper-ml/temper/signing/signingtest"
 )
 
-// policy is what the models of package signingtest meet.
-const policy = `
-name: tiny
-network: wong
-dataset: mnist
-recipe: {train: standard, retrain: fast}
-threat: {norm: linf, epsilon: 0.3}
-policy:
-  attacks: [fgsm]
-  min_clean_accuracy: 0.5
-  min_robust_accuracy: 0.5
-  max_clean_regression: 0
-  max_robust_regression: 0
-  min_samples: 1000
-  confidence: 0.95
-`
-
 // TestCase32TwoOfThree is docs/supply-chain.md's: two people sign, with a
 // command each, and verify, promote and serve ask for both.
 func TestCase32TwoOfThree(t *testing.T) {
 	t.Setenv(keys.PasswordVariable, signingtest.Password)
 	dir := t.TempDir()
 	place, policyFile := "oci:"+filepath.Join(dir, "tiny"), filepath.Join(dir, "tiny.yaml")
-	if err := os.WriteFile(policyFile, []byte(policy), 0o600); err != nil {
+	if err := os.WriteFile(policyFile, []byte(signingtest.Definition), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var private, public []string

@@ -19,6 +19,7 @@ import (
 // A model that nothing protects is attacked through its Service: the sentinel
 // sees it and starts the defence, which puts a robust model in its place.
 func TestAttackIsAnswered(t *testing.T) {
+	t.Parallel()
 	ns := "attacked-" + unique()
 	repository := registryInside + "/" + ns + "/mnist"
 	var weak, adversarial string

@@ -28,6 +28,7 @@ import (
 	"github.com/temper-ml/temper/runners/step/images"
 	"github.com/temper-ml/temper/runners/step/serve/inference"
 	"github.com/temper-ml/temper/signing/sign"
+	"github.com/temper-ml/temper/signing/signingtest"
 	"github.com/temper-ml/temper/signing/store"
 )
 
@@ -41,7 +42,7 @@ const (
 	// repository is where the installation in namespace keeps its models.
 	repository = registryInside + "/mnist"
 
-	password = "e2e" // of the signing keys that are made here
+	password = signingtest.Password // of all signing keys that are made here
 )
 
 // deadline is how long any one thing may take that is waited for: more than
@@ -78,6 +79,9 @@ func setup() error {
 		return err
 	}
 	if keys, err = os.MkdirTemp("", "temper-e2e-*"); err != nil {
+		return err
+	}
+	if err := os.Setenv(sign.PasswordVariable, password); err != nil {
 		return err
 	}
 	if err := keyPair(); err != nil {

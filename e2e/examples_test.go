@@ -28,37 +28,40 @@ func TestExamples(t *testing.T) {
 	}
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".yaml")
-		ns := "example-" + name + "-" + unique()
-		var example map[string]any
-		var want string
-		testenv.Test(t, features.New("examples/"+filepath.Base(file)).
-			Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
-				data, err := os.ReadFile(file)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := yaml.UnmarshalStrict(data, &example); err != nil {
-					t.Fatal(err)
-				}
-				want, _ = example["metadata"].(map[string]any)["annotations"].(map[string]any)["temper/verdict"].(string)
-				installIn(t, ns)
-				return ctx
-			}).
-			Assess("comes to its verdict", do(func(t *testing.T) {
-				arguments := example["spec"].(map[string]any)["arguments"].(map[string]any)
-				arguments["parameters"] = append(arguments["parameters"].([]any),
-					map[string]any{"name": "repository", "value": registryInside + "/" + ns})
-				manifest, err := json.Marshal(example)
-				if err != nil {
-					t.Fatal(err)
-				}
-				created := must(t, string(manifest), "kubectl", "create", "-n", ns, "-f", "-", "-o", "jsonpath={.metadata.name}")
-				if got := finished(t, ns, created).result("verdict"); want == "" || got != want {
-					t.Errorf("verdict %q, not %q", got, want)
-				}
-			})).
-			Teardown(remove(ns)).
-			Feature())
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ns := "example-" + name + "-" + unique()
+			var example map[string]any
+			var want string
+			testenv.Test(t, features.New("an example").
+				Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
+					data, err := os.ReadFile(file)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if err := yaml.UnmarshalStrict(data, &example); err != nil {
+						t.Fatal(err)
+					}
+					want, _ = example["metadata"].(map[string]any)["annotations"].(map[string]any)["temper/verdict"].(string)
+					installIn(t, ns)
+					return ctx
+				}).
+				Assess("comes to its verdict", do(func(t *testing.T) {
+					arguments := example["spec"].(map[string]any)["arguments"].(map[string]any)
+					arguments["parameters"] = append(arguments["parameters"].([]any),
+						map[string]any{"name": "repository", "value": registryInside + "/" + ns})
+					manifest, err := json.Marshal(example)
+					if err != nil {
+						t.Fatal(err)
+					}
+					created := must(t, string(manifest), "kubectl", "create", "-n", ns, "-f", "-", "-o", "jsonpath={.metadata.name}")
+					if got := finished(t, ns, created).result("verdict"); want == "" || got != want {
+						t.Errorf("verdict %q, not %q", got, want)
+					}
+				})).
+				Teardown(remove(ns)).
+				Feature())
+		})
 	}
 }
 

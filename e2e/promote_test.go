@@ -33,7 +33,6 @@ type promoting struct {
 
 func newPromoting(t *testing.T, name string, models int) *promoting {
 	t.Helper()
-	t.Setenv(sign.PasswordVariable, signingtest.Password)
 	key, dir := signingtest.KeyFolder(t)
 	p := &promoting{namespace: name + "-" + unique(), place: fmt.Sprintf("%s/e2e/%s-%s", registryOutside, name, unique()),
 		policy: filepath.Join(dir, "tiny.yaml"), keyFile: filepath.Join(dir, sign.PrivateKeyFile), key: key}
@@ -81,6 +80,7 @@ func (p *promoting) head(t *testing.T) *channel.Head {
 // Promotions at once, in a registry that decides nothing: the resourceVersion
 // does.
 func TestCase39PromotionsAtOnce(t *testing.T) {
+	t.Parallel()
 	p := newPromoting(t, "race", 4)
 	var codes []int
 	testenv.Test(t, features.New("promotions at once").
@@ -122,6 +122,7 @@ func TestCase39PromotionsAtOnce(t *testing.T) {
 // A Deployment is rolled by its pods' annotation, and back where the rollout
 // fails.
 func TestPromotionRollsADeployment(t *testing.T) {
+	t.Parallel()
 	p := newPromoting(t, "rollout", 2)
 	annotation := func(t *testing.T) string {
 		t.Helper()

@@ -33,6 +33,7 @@ const webhookSecret = "the webhook's secret"
 // A push that changes a model runs the pipeline model-commit to its end, once;
 // what GitHub did not sign, or what changes no model, runs nothing.
 func TestCase08Case09Push(t *testing.T) {
+	t.Parallel()
 	gitNamespace := "git-" + unique()
 	models := registryInside + "/" + gitNamespace + "/mnist" // not those of the model in service
 	var commit string

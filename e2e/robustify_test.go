@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,13 +28,18 @@ import (
 
 // robustified is the workflow that brought the first model into service: one
 // for all tests.
-var robustified *workflow
+var robustified struct {
+	sync.Mutex
+	*workflow
+}
 
 // promoted runs robustify from nothing, unless it has been run, and returns
 // the workflow.
 func promoted(t *testing.T) *workflow {
 	t.Helper()
-	if robustified == nil {
+	robustified.Lock()
+	defer robustified.Unlock()
+	if robustified.workflow == nil {
 		if digest, err := inService(t, namespace); err == nil {
 			t.Logf("the cluster is not new: %s is in service", digest)
 		}
@@ -42,9 +48,9 @@ func promoted(t *testing.T) *workflow {
 			t.Fatalf("workflow %s: verdict %q, not promoted", w.Metadata.Name, v)
 		}
 		t.Logf("robustify took %v", w.Status.FinishedAt.Sub(w.Status.StartedAt))
-		robustified = w
+		robustified.workflow = w
 	}
-	return robustified
+	return robustified.workflow
 }
 
 // sentence is one of a test: Given, When or Then.
@@ -221,7 +227,8 @@ func TestParameterOutOfEnum(t *testing.T) {
 	}
 }
 
-// Pods are killed in train, pack and promote: one model, one promotion.
+// Pods are killed in train, pack and promote: one model, one promotion. (No
+// other test's pods may run meanwhile: the node knows no test.)
 func TestCase15PodsKilled(t *testing.T) {
 	victims := []string{"train", "pack", "promote"}
 	ns := "killed-" + unique()
@@ -232,7 +239,7 @@ func TestCase15PodsKilled(t *testing.T) {
 			return ctx
 		}).
 		Assess("When the first pod of each step is killed", do(func(t *testing.T) {
-			name := submit(t, ns, "robustify", "repository="+registryInside+"/"+ns)
+			name := submit(t, ns, "robustify", "repository="+registryInside+"/"+ns, "definition="+define(t, ns), "retrain-epochs=1")
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			killed := make(chan error, 1)
@@ -305,45 +312,48 @@ func TestCase12GateThatDies(t *testing.T) {
 		"writes no result": `["/evaluate", "--help"]`,
 		"fails":            `["/evaluate", "--no-such-flag"]`,
 	} {
-		ns := "gate-" + unique()
-		testenv.Test(t, features.New("a gate that "+name).
-			Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
-				installIn(t, ns)
-				return ctx
-			}).
-			Assess("When the model is the one in service elsewhere, and the gate "+name, do(func(t *testing.T) {
-				steps := map[string]any{}
-				if err := json.Unmarshal([]byte(must(t, "", "kubectl", "get", "-n", ns, "workflowtemplate", "steps", "-o", "json")), &steps); err != nil {
-					t.Fatal(err)
-				}
-				for _, e := range steps["spec"].(map[string]any)["templates"].([]any) {
-					template := e.(map[string]any)
-					if template["name"] == "reduce" {
-						container := template["container"].(map[string]any)
-						container["command"] = json.RawMessage(command)
-						container["args"] = []string{}
-						template["retryStrategy"] = nil
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ns := "gate-" + unique()
+			testenv.Test(t, features.New("a gate that "+name).
+				Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
+					installIn(t, ns)
+					return ctx
+				}).
+				Assess("When the model is the one in service elsewhere, and the gate "+name, do(func(t *testing.T) {
+					steps := map[string]any{}
+					if err := json.Unmarshal([]byte(must(t, "", "kubectl", "get", "-n", ns, "workflowtemplate", "steps", "-o", "json")), &steps); err != nil {
+						t.Fatal(err)
 					}
-				}
-				changed, err := json.Marshal(steps)
-				if err != nil {
-					t.Fatal(err)
-				}
-				must(t, string(changed), "kubectl", "replace", "-n", ns, "-f", "-")
-				name := submit(t, ns, "robustify", "repository="+registryInside+"/"+ns, "model="+base(t), "epsilons=[]")
-				run("", "argo", "wait", "-n", ns, name)
-				w := get(t, ns, name)
-				if w.Status.Phase == "Succeeded" || w.result("verdict") == "promoted" {
-					t.Errorf("the workflow is %s, verdict %q", w.Status.Phase, w.result("verdict"))
-				}
-				for _, later := range []string{"pack", "sign", "promote"} {
-					if n := len(w.pods(later)); n != 0 {
-						t.Errorf("%d pods of %s ran", n, later)
+					for _, e := range steps["spec"].(map[string]any)["templates"].([]any) {
+						template := e.(map[string]any)
+						if template["name"] == "reduce" {
+							container := template["container"].(map[string]any)
+							container["command"] = json.RawMessage(command)
+							container["args"] = []string{}
+							template["retryStrategy"] = nil
+						}
 					}
-				}
-			})).
-			Teardown(remove(ns)).
-			Feature())
+					changed, err := json.Marshal(steps)
+					if err != nil {
+						t.Fatal(err)
+					}
+					must(t, string(changed), "kubectl", "replace", "-n", ns, "-f", "-")
+					name := submit(t, ns, "robustify", "repository="+registryInside+"/"+ns, "model="+base(t), "epsilons=[]")
+					run("", "argo", "wait", "-n", ns, name)
+					w := get(t, ns, name)
+					if w.Status.Phase == "Succeeded" || w.result("verdict") == "promoted" {
+						t.Errorf("the workflow is %s, verdict %q", w.Status.Phase, w.result("verdict"))
+					}
+					for _, later := range []string{"pack", "sign", "promote"} {
+						if n := len(w.pods(later)); n != 0 {
+							t.Errorf("%d pods of %s ran", n, later)
+						}
+					}
+				})).
+				Teardown(remove(ns)).
+				Feature())
+		})
 	}
 }
 

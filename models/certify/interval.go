@@ -132,13 +132,16 @@ func (w *worker) forward(rows int, labels []uint8, worst []float32, rounding boo
 		}
 		if rounding {
 			widen(out.lower[:rows*size], out.upper[:rows*size], 4) // the sums above
-			for k := range rows * size {
-				b := s.bias[k%len(s.bias)] // where a sum may start
-				g := w.terms(i) * unit * max(b, -b)
-				out.lower[k] -= g
-				out.upper[k] += g
-				if relu {
-					out.lower[k] = max(out.lower[k], 0)
+			terms := w.terms(i)
+			for at := 0; at < rows*size; at += len(s.bias) {
+				lower, upper := out.lower[at:][:len(s.bias)], out.upper[at:][:len(s.bias)]
+				for k, b := range s.bias { // where a sum may start
+					g := terms * unit * max(b, -b)
+					lower[k] -= g
+					upper[k] += g
+					if relu {
+						lower[k] = max(lower[k], 0)
+					}
 				}
 			}
 		}

@@ -20,6 +20,9 @@ type Recipe struct {
 	// CleanShare is the share of each batch that stays clean in fgsm, n-fgsm
 	// and pgd phases; 0 trains on adversarial images only.
 	CleanShare float64 `yaml:"clean_share,omitempty" json:"clean_share,omitempty"`
+	// Shift is by how many pixels, at most, each training image is moved at
+	// random in both directions; what comes in is black. 0 leaves them in place.
+	Shift int `yaml:"shift,omitempty" json:"shift,omitempty"`
 	// EMA is the decay of the moving average of the weights, which then is
 	// the result of the training; 0 means none.
 	EMA float64 `yaml:"ema,omitempty" json:"ema,omitempty"`
@@ -76,6 +79,7 @@ const (
 	maxSteps  = 1_000
 	maxPhases = 100
 	maxBeyond = 10
+	maxShift  = 1000
 )
 
 var (
@@ -100,6 +104,7 @@ func (r Recipe) Validate() error {
 		{"optimiser.beta2", a.Beta2, 0, 0.999999},
 		{"optimiser.epsilon", a.Epsilon, 0, 1},
 		{"clean_share", r.CleanShare, 0, 1},
+		{"shift", float64(r.Shift), 0, maxShift},
 		{"ema", r.EMA, 0, 0.999999},
 		{"clip", r.Clip, 0, 1e6},
 	} {

@@ -22,6 +22,7 @@ func TestRecipeValidate(t *testing.T) {
 		"ema is 1":                                          func(r *Recipe) { r.EMA = 1 },
 		"clip is -1":                                        func(r *Recipe) { r.Clip = -1 },
 		"no adversarial image in a batch of 10":             func(r *Recipe) { r.CleanShare = 0.96 },
+		"shift is -1":                                       func(r *Recipe) { r.Shift = -1 },
 		"clean_share is 1.5":                                func(r *Recipe) { r.CleanShare = 1.5 },
 		"method is trades":                                  func(r *Recipe) { r.CleanShare = 0.5 },
 		"every phase is standard: remove clean_share":       func(r *Recipe) { r.Phases, r.CleanShare = r.Phases[:1], 0.5 },

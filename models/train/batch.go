@@ -16,6 +16,8 @@ type batches struct {
 	train         *dataset.Set
 	seed          uint64
 	rows          int // images a batch
+	shift         int // pixels
+	shape         nn.Shape
 	size, classes int
 	kept          int // rows that stay clean, but for TRADES
 	model         attack.Model
@@ -34,7 +36,7 @@ type batches struct {
 func newBatches(train *dataset.Set, model attack.Model, recipe Recipe, seed uint64) *batches {
 	net := model.Network()
 	b := &batches{
-		train: train, seed: seed, rows: recipe.Batch, size: net.Input.Size(), classes: net.Classes(),
+		train: train, seed: seed, rows: recipe.Batch, shift: recipe.Shift, shape: net.Input, size: net.Input.Size(), classes: net.Classes(),
 		kept: recipe.CleanRows(), model: model,
 		epoch: -1, order: make([]int, train.Len()), labels: make([]uint8, recipe.Batch),
 		loop: attack.Loop{Model: model}, rng: rand.NewPCG(0, 0),
@@ -50,9 +52,12 @@ func newBatches(train *dataset.Set, model attack.Model, recipe Recipe, seed uint
 // last batch wait for the next epoch, whose order is another.
 func (b *batches) perEpoch() int { return b.train.Len() / b.rows }
 
-// orderStream is the random stream of an epoch's order, apart from those of
-// the rows.
-const orderStream = math.MaxUint64
+// The random streams of an epoch's order and of a step's shifts, apart from
+// those of the rows.
+const (
+	orderStream = math.MaxUint64
+	shiftStream = math.MaxUint64 - 1
+)
 
 // load reads the clean images of a step.
 func (b *batches) load(step int) {
@@ -69,6 +74,37 @@ func (b *batches) load(step int) {
 	b.train.Gather(b.clean, index)
 	for i, at := range index {
 		b.labels[i] = b.train.Labels[at]
+	}
+	if b.shift > 0 {
+		attack.Seed(b.rng, b.seed, uint64(step), shiftStream)
+		draw := rand.New(b.rng)
+		for row := range b.rows {
+			down, right := draw.IntN(2*b.shift+1)-b.shift, draw.IntN(2*b.shift+1)-b.shift
+			shift(b.clean[row*b.size:][:b.size], b.shape, down, right)
+		}
+	}
+}
+
+// shift moves an image in place; what comes in is black.
+func shift(x []float32, s nn.Shape, down, right int) {
+	line := s.Width * s.Channels
+	by := right * s.Channels
+	for i := range s.Height {
+		y := i
+		if down > 0 {
+			y = s.Height - 1 - i // the last first: the row read is not yet written
+		}
+		to, from := x[y*line:][:line], y-down
+		switch {
+		case from < 0 || from >= s.Height || by <= -line || by >= line:
+			clear(to)
+		case by >= 0:
+			copy(to[by:], x[from*line:][:line-by])
+			clear(to[:by])
+		default:
+			copy(to, x[from*line-by:][:line+by])
+			clear(to[line+by:])
+		}
 	}
 }
 

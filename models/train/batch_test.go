@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/temper-ml/temper/models/attack"
+	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/models/nn/graph"
 )
 
@@ -189,5 +190,52 @@ func TestAlphaRisesWithEpsilon(t *testing.T) {
 	p := Phase{Method: "pgd", Epsilon: 0.15, EpsilonRampEpochs: 2, Alpha: 0.1, Steps: 5}
 	if m := methodAt(p, 0.075, 0.15, false); m.alpha != 0.05 || m.steps != 5 {
 		t.Errorf("half-way up the ramp %+v: alpha must be half", m)
+	}
+}
+
+func TestShiftMovesTheImage(t *testing.T) {
+	shape := nn.Shape{Height: 4, Width: 5, Channels: 2}
+	at := func(x []float32, row, column, channel int) float32 {
+		if row < 0 || row >= shape.Height || column < 0 || column >= shape.Width {
+			return 0
+		}
+		return x[(row*shape.Width+column)*shape.Channels+channel]
+	}
+	image := make([]float32, shape.Size())
+	for i := range image {
+		image[i] = float32(i + 1)
+	}
+	for down := -5; down <= 5; down++ {
+		for right := -6; right <= 6; right++ {
+			moved := slices.Clone(image)
+			shift(moved, shape, down, right)
+			for i := range moved {
+				row, column, channel := i/10, i%10/2, i%2
+				if want := at(image, row-down, column-right, channel); moved[i] != want {
+					t.Fatalf("%d down, %d right: %v at %d %d %d, want %v", down, right, moved[i], row, column, channel, want)
+				}
+			}
+		}
+	}
+}
+
+// What is drawn belongs to the step: a training that resumes draws the same.
+func TestShiftBelongsToTheStep(t *testing.T) {
+	r := everything()
+	r.Shift = 1
+	load := func(steps ...int) []float32 {
+		b := toyBatches(t, r)
+		for _, s := range steps {
+			b.load(s)
+		}
+		return b.clean
+	}
+	here := load(2)
+	if !slices.Equal(load(0, 1, 2), here) {
+		t.Error("step 2 after steps 0 and 1 has other images than step 2 alone")
+	}
+	r.Shift = 0
+	if slices.Equal(load(2), here) {
+		t.Error("no image was moved")
 	}
 }

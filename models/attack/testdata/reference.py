@@ -43,6 +43,12 @@ def load(path):
                 y = F.conv2d(i[0], *i[1:], stride=a.get("strides", [1, 1]), padding=pads[:2], groups=a.get("group", 1))
             elif n.op_type == "Relu":
                 y = F.relu(i[0])
+            elif n.op_type == "Sub":
+                y = i[0] - i[1]
+            elif n.op_type == "Div":
+                y = i[0] / i[1]
+            elif n.op_type == "Sigmoid":
+                y = torch.sigmoid(i[0])
             elif n.op_type == "MaxPool":
                 y = F.max_pool2d(i[0], a["kernel_shape"], a.get("strides", a["kernel_shape"]))
             elif n.op_type == "Flatten":

@@ -19,6 +19,8 @@ import (
 	wfv1 "github.com/argoproj/argo-workflows/v3/pkg/apis/workflow/v1alpha1"
 	"github.com/argoproj/argo-workflows/v3/workflow/common"
 	"github.com/argoproj/argo-workflows/v3/workflow/validate"
+	"github.com/google/cel-go/cel"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/kustomize/api/krusty"
@@ -161,13 +163,87 @@ func leaves(known templates) map[string]*wfv1.Template {
 	return found
 }
 
+// admits says whether the shipped admission policy takes a value for the
+// parameter "definition" of robustify; its expressions are evaluated here.
+func admits(t *testing.T, docs []lint.Document, value string) bool {
+	t.Helper()
+	object := map[string]any{"spec": map[string]any{
+		"workflowTemplateRef": map[string]any{"name": "robustify"},
+		"arguments":           map[string]any{"parameters": []any{map[string]any{"name": "definition", "value": value}}},
+	}}
+	var params map[string]any
+	if data, err := json.Marshal(all(docs)["robustify"]); err != nil {
+		t.Fatal(err)
+	} else if err := json.Unmarshal(data, &params); err != nil {
+		t.Fatal(err)
+	}
+	env, err := cel.NewEnv(cel.Variable("object", cel.DynType), cel.Variable("params", cel.DynType))
+	if err != nil {
+		t.Fatal(err)
+	}
+	validations := 0
+	for _, d := range docs {
+		policy, ok := d.Object.(*admissionv1.ValidatingAdmissionPolicy)
+		if !ok || policy.Name != "temper-workflow-parameters" {
+			continue
+		}
+		for _, v := range policy.Spec.Validations {
+			validations++
+			ast, issues := env.Compile(v.Expression)
+			if issues.Err() != nil {
+				t.Fatal(issues.Err())
+			}
+			program, err := env.Program(ast)
+			if err != nil {
+				t.Fatal(err)
+			}
+			result, _, err := program.Eval(map[string]any{"object": object, "params": params})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if result.Value() != true {
+				return false
+			}
+		}
+	}
+	if validations != 2 {
+		t.Fatalf("%d validations", validations)
+	}
+	return true
+}
+
+// globals are the workflow's variables, which Argo replaces in every step
+// before the step's own.
+var globals = common.Parameters{"workflow.name": "evil", "workflow.parameters.repository": "evil", "workflow.failures": `"evil"`}
+
 // TestCase01ParametersArriveAsOneArgument puts hostile values through Argo's
-// own substitution into every step.
+// own substitution into every step: those that the admission policy takes. It
+// refuses the rest, which Argo would change.
 func TestCase01ParametersArriveAsOneArgument(t *testing.T) {
-	for name, tmpl := range leaves(all(shipped(t))) {
-		values := []string{"'; touch /pwn #", "$(id)", "`id`", "a\nb", "\"}], \"command\": [\"/bin/sh\"]", `\`}
+	docs := shipped(t)
+	for _, value := range []string{"{{workflow.name}}", "{{ workflow.name}}", "a{{=1+1}}", "{{inputs.parameters.tag}}", `\u007b\u007Bworkflow.name}}`} {
+		if admits(t, docs, value) {
+			t.Errorf("the admission policy takes %s", value)
+		}
+	}
+	changed, err := common.ProcessArgs(leaves(all(docs))["steps/train"], &wfv1.Arguments{Parameters: []wfv1.Parameter{
+		{Name: "definition", Value: wfv1.AnyStringPtr("{{workflow.name}}")}, {Name: "dataset", Value: wfv1.AnyStringPtr("mnist")},
+		{Name: "repository", Value: wfv1.AnyStringPtr("r")}, {Name: "tag", Value: wfv1.AnyStringPtr("t")},
+	}}, globals, common.Parameters{}, false, "temper", nil)
+	if err != nil || changed.Container.Args[0] != "--network=evil" {
+		t.Errorf("Argo replaces nothing here (%v): the test shows nothing", err)
+	}
+	taken := []string{"'; touch /pwn #", "$(id)", "`id`", "a\nb", "\"}], \"command\": [\"/bin/sh\"]", `\`, "{workflow.name}", "}}", "{"}
+	long := strings.Repeat("x", 1<<20)
+	for _, value := range append(taken, long) {
+		if !admits(t, docs, value) {
+			t.Errorf("the admission policy refuses %.80q", value)
+		}
+	}
+	for name, tmpl := range leaves(all(docs)) {
+		values := slices.Clone(taken)
 		if name == "steps/choose" { // the one that takes lists
-			values = append(values, strings.Repeat("x", 1<<20))
+			values = append(values, long)
 		}
 		for _, value := range values {
 			var arguments wfv1.Arguments
@@ -179,7 +255,7 @@ func TestCase01ParametersArriveAsOneArgument(t *testing.T) {
 				}
 				arguments.Parameters = append(arguments.Parameters, wfv1.Parameter{Name: p.Name, Value: wfv1.AnyStringPtr(values[p.Name])})
 			}
-			got, err := common.ProcessArgs(tmpl, &arguments, common.Parameters{}, common.Parameters{}, false, "temper", nil)
+			got, err := common.ProcessArgs(tmpl, &arguments, globals, common.Parameters{}, false, "temper", nil)
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}

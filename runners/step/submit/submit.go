@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -136,8 +137,13 @@ func (j *Job) create(ctx context.Context, s *step.Step) (*wfv1.Workflow, error) 
 	return there, nil
 }
 
+// variable is how one of Argo's begins, also as JSON may write it: Argo replaces
+// it in a parameter's value, too.
+var variable = regexp.MustCompile(`\{\{|\\u007[bB]`)
+
 // fits refuses parameters that the template does not have, or not with this
-// value: Argo itself lets both be (the admission policy in workflows/ does not).
+// value, and variables: Argo itself lets all be (the admission policy in
+// workflows/ does not).
 func fits(t *wfv1.WorkflowTemplate, parameters map[string]string) error {
 	known := map[string]wfv1.Parameter{}
 	for _, p := range t.Spec.Arguments.Parameters {
@@ -150,6 +156,9 @@ func fits(t *wfv1.WorkflowTemplate, parameters map[string]string) error {
 		p, ok := known[name]
 		if !ok {
 			return fmt.Errorf("workflow template %s has no parameter %q: it has %s", t.Name, name, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+		}
+		if found := variable.FindString(parameters[name]); found != "" {
+			return fmt.Errorf("workflow template %s: parameter %s holds %s: a value is taken as it is written, without variables of Argo's", t.Name, name, found)
 		}
 		if len(p.Enum) == 0 {
 			continue

@@ -117,7 +117,7 @@ func count(t *testing.T, c *fake.Clientset) int {
 func TestOneRequestIsOneWorkflow(t *testing.T) {
 	c := cluster(t)
 	end(t, c, wfv1.WorkflowStatus{Phase: wfv1.WorkflowSucceeded, Outputs: outputs("verdict", "rejected", "reference", "")})
-	hostile := "'; touch /pwn #\n$(id) {{workflow.name}}"
+	hostile := "'; touch /pwn #\n$(id) `id`"
 	j := Job{Parameters: map[string]string{"who": hostile}, Wait: true}
 	for range 2 {
 		code, dir, stderr := run(t.Context(), t, c, j)
@@ -157,6 +157,19 @@ func TestCase11ParametersOutOfTheirEnum(t *testing.T) {
 	for _, shards := range []string{"", "NaN", "-1", "1e309", "0,9"} {
 		if code, _, _ := run(t.Context(), t, c, Job{Parameters: map[string]string{"shards": shards}}); code != step.ExitBadInput {
 			t.Errorf("shards %q: exit code %d", shards, code)
+		}
+	}
+	if n := count(t, c); n != 0 {
+		t.Errorf("%d workflows were created", n)
+	}
+}
+
+// Argo would replace a variable in a value.
+func TestCase01VariablesAreRefused(t *testing.T) {
+	c := cluster(t)
+	for _, value := range []string{"{{workflow.name}}", "a{{=1+1}}", `[{"recipe": "\u007b\u007Bworkflow.name}}"}]`} {
+		if code, _, stderr := run(t.Context(), t, c, Job{Parameters: map[string]string{"who": value}, Wait: true}); code != step.ExitBadInput || !strings.Contains(stderr, "who") {
+			t.Errorf("%s: exit code %d, %s", value, code, stderr)
 		}
 	}
 	if n := count(t, c); n != 0 {

@@ -405,30 +405,48 @@ func (l *linter) signatures() {
 	}
 }
 
-// parameters asks that a person can understand each one from its description.
+// required are the parameters of a workflow that have no default: nothing could
+// stand for them.
+var required = []string{"model"}
+
+// parameters asks that a person can understand each one from its description,
+// and has to give as few as can be.
 func (l *linter) parameters() {
-	if l.doc.Kind != "WorkflowTemplate" {
+	spec := child(l.doc.Node, "spec")
+	switch l.doc.Kind {
+	case "WorkflowTemplate":
+		l.parameterList(child(spec, "arguments", "parameters"), "value")
+		if templates := child(spec, "templates"); templates != nil {
+			for _, t := range templates.Content {
+				l.parameterList(child(t, "inputs", "parameters"), "default")
+			}
+		}
+		if list := child(spec, "arguments", "parameters"); list != nil {
+			for _, p := range list.Content {
+				if name := text(p, "name"); child(p, "value") == nil && !slices.Contains(required, name) {
+					l.add(p, "parameters", "parameter %s has no default", name)
+				}
+			}
+		}
+	case "Task", "Pipeline", "TriggerTemplate":
+		l.parameterList(child(spec, "params"), "default")
+	}
+}
+
+func (l *linter) parameterList(list *yamlv3.Node, key string) {
+	if list == nil {
 		return
 	}
-	spec := child(l.doc.Node, "spec")
-	var lists []*yamlv3.Node
-	lists = append(lists, child(spec, "arguments", "parameters"))
-	if templates := child(spec, "templates"); templates != nil {
-		for _, t := range templates.Content {
-			lists = append(lists, child(t, "inputs", "parameters"))
+	for _, p := range list.Content {
+		name, value := text(p, "name"), text(p, key)
+		if len(text(p, "description")) < 5 {
+			l.add(p, "parameters", "parameter %s has no description", name)
 		}
-	}
-	for _, list := range lists {
-		if list == nil {
-			continue
+		if enum := items(child(p, "enum")); enum != nil && child(p, key) != nil && !slices.Contains(enum, value) {
+			l.add(p, "parameters", "the default of %s is not in its enum", name)
 		}
-		for _, p := range list.Content {
-			if len(text(p, "description")) < 5 {
-				l.add(p, "parameters", "parameter %s has no description", text(p, "name"))
-			}
-			if enum := items(child(p, "enum")); enum != nil && child(p, "value") != nil && !slices.Contains(enum, text(p, "value")) {
-				l.add(p, "parameters", "the default of %s is not in its enum", text(p, "name"))
-			}
+		if strings.HasSuffix(name, "image") && value != "" && !strings.Contains(value, "@sha256:") {
+			l.add(p, "parameters", "the default of %s, %s, is not named by digest", name, value)
 		}
 	}
 }

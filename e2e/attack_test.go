@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -13,7 +14,9 @@ import (
 	"sigs.k8s.io/e2e-framework/pkg/envconf"
 	"sigs.k8s.io/e2e-framework/pkg/features"
 
+	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
+	"github.com/temper-ml/temper/runners/step/attack"
 )
 
 // A model that nothing protects is attacked through its Service: the sentinel
@@ -22,7 +25,7 @@ func TestAttackIsAnswered(t *testing.T) {
 	t.Parallel()
 	ns := "attacked-" + unique()
 	repository := registryInside + "/" + ns + "/mnist"
-	var weak, adversarial string
+	var weak, adversarial, hardened string
 	var clean, attacked float64
 	testenv.Test(t, features.New("an attack on the model in service").
 		Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
@@ -76,12 +79,26 @@ patches:
 				t.Fatalf("%s: verdict %q, digest %s", name, w.result("verdict"), w.result("digest"))
 			}
 			waitForModel(t, ns, w.result("digest"))
+			hardened = outside(w.result("reference"))
 		})).
 		Assess("And the same attack finds the answers right", do(func(t *testing.T) {
 			recovered := accuracy(t, ns, adversarial, 400)
 			t.Logf("accuracy: clean %.3f, attacked %.3f, recovered %.3f", clean, attacked, recovered)
 			if recovered < 0.85 {
 				t.Errorf("accuracy under the attack is still %.3f", recovered)
+			}
+		})).
+		Assess("And so does one that was made for the new model", do(func(t *testing.T) {
+			var out, narration bytes.Buffer
+			code := step.Run(t.Context(), attack.Command(), []string{"--model", hardened, "--attack", "pgd-20", "--epsilon", "0.3",
+				"--samples", "200", "--output", outside(repository) + ":anew"}, &out, &narration)
+			if code != 0 {
+				t.Fatalf("attack: exit code %d\n%s", code, &narration)
+			}
+			anew := accuracy(t, ns, strings.TrimSpace(out.String()), 200)
+			t.Logf("accuracy under an attack on the new model: %.3f", anew)
+			if anew < 0.8 {
+				t.Errorf("accuracy under an attack on the new model is %.3f", anew)
 			}
 		})).
 		Teardown(remove(ns)).

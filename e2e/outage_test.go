@@ -3,8 +3,6 @@
 package e2e
 
 import (
-	"context"
-	"strings"
 	"testing"
 
 	"sigs.k8s.io/e2e-framework/pkg/features"
@@ -52,50 +50,6 @@ func TestRegistryOutage(t *testing.T) {
 			reachable(true)
 			if w := finished(t, namespace, name); len(w.pods("shard")) < 2 {
 				t.Errorf("shard ran in %d pod(s)", len(w.pods("shard")))
-			}
-		})).
-		Feature())
-}
-
-// Temper is upgraded while a model is in service: the model stays, and no
-// request fails (case 66). What makes the release another one is a label in the
-// server's image.
-func TestCase66Upgrade(t *testing.T) {
-	var before string
-	testenv.Test(t, features.New("an upgrade under load").
-		Assess("Given a model in service", do(func(t *testing.T) {
-			promoted(t)
-			before = head(t, repository).Model
-			waitForModel(t, namespace, before)
-		})).
-		Assess("When the server's image is replaced, every request is answered", do(func(t *testing.T) {
-			ctx, stop := context.WithCancel(t.Context())
-			failures, asked := make(chan error, 1), 0
-			go func() {
-				defer close(failures)
-				s, pixels := server(t, namespace), make([]float32, 28*28)
-				for ctx.Err() == nil {
-					if _, err := s.Predict(context.WithoutCancel(ctx), pixels, 1, nn.Shape{Height: 28, Width: 28, Channels: 1}); err != nil {
-						failures <- err
-						return
-					}
-					asked++
-				}
-			}()
-			next := registryOutside + "/temper/serve"
-			next = must(t, "", tool(t, "crane"), "mutate", "--label=release=next", "--tag="+next+":next", next+":dev")
-			must(t, "", "kubectl", "set", "image", "-n", namespace, "deployment/serve", "serve="+strings.Replace(next, registryOutside, registryInside, 1))
-			must(t, "", "kubectl", "rollout", "status", "-n", namespace, "--timeout=5m", "deployment/serve")
-			stop()
-			if err := <-failures; err != nil {
-				t.Errorf("after %d requests: %v", asked, err)
-			}
-			t.Logf("%d requests", asked)
-		})).
-		Assess("Then the model is the one before, and so is the channel", do(func(t *testing.T) {
-			waitForModel(t, namespace, before)
-			if now := head(t, repository).Model; now != before {
-				t.Errorf("the channel names %s, not %s", now, before)
 			}
 		})).
 		Feature())

@@ -47,7 +47,8 @@ func (a *Argo) Start(ctx context.Context, i Incident) error {
 	for name, value := range map[string]string{
 		"model": a.Model + "@" + i.Digest, "evidence": i.Kept,
 		"repository": a.Model, "channel": strings.TrimPrefix(a.Channel, a.Model+":"),
-		"epsilon": strconv.FormatFloat(i.Epsilon, 'g', -1, 64), "incident": i.ID,
+		// What the attacker chose is for the record: nothing is trained by it.
+		"estimate": strconv.FormatFloat(i.Epsilon, 'g', -1, 64), "incident": i.ID,
 		"approval": map[bool]string{true: "required", false: "none"}[i.Approval],
 	} {
 		declared := slices.ContainsFunc(template.Spec.Arguments.Parameters, func(p wfv1.Parameter) bool { return p.Name == name })

@@ -3,6 +3,7 @@ package sentinel
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ spec:
     - {name: model}
     - {name: evidence, value: ""}
     - {name: epsilon, value: "0.3"}
+    - {name: estimate, value: ""}
     - {name: repository, value: ""}
     - {name: channel, value: ""}
   templates:
@@ -84,7 +86,7 @@ func TestArgoIsIdempotent(t *testing.T) {
 	for _, p := range w.Spec.Arguments.Parameters {
 		got[p.Name] = p.GetValue()
 	}
-	want := map[string]string{"model": "registry:5000/mnist@sha256:1", "evidence": i.Kept, "epsilon": "0.25", "repository": "registry:5000/mnist", "channel": "production"}
+	want := map[string]string{"model": "registry:5000/mnist@sha256:1", "evidence": i.Kept, "estimate": "0.25", "repository": "registry:5000/mnist", "channel": "production"}
 	for name, value := range want {
 		if got[name] != value {
 			t.Errorf("parameter %s is %q, want %q", name, got[name], value)
@@ -92,6 +94,64 @@ func TestArgoIsIdempotent(t *testing.T) {
 	}
 	if w.Name != "defend-"+i.ID || w.Spec.WorkflowTemplateRef.Name != "defend" || len(got) != len(want) {
 		t.Errorf("workflow %s with %v", w.Name, got)
+	}
+}
+
+// What depends on the attack, which its author chooses, reaches nothing but the
+// channel's record: a faint attack must not lead to a weak model.
+func TestCase59AttackChoosesNothingOfTheDefence(t *testing.T) {
+	const shipped = "../../../workflows/base/"
+	data, err := os.ReadFile(shipped + "defend.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &wfv1.WorkflowTemplate{}
+	if err := yaml.UnmarshalStrict(data, template); err != nil {
+		t.Fatal(err)
+	}
+	template.Namespace = "ns"
+	a, cluster := argoDefence(t, "promoted")
+	if _, err := a.API.WorkflowTemplates("ns").Update(t.Context(), template, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	given := map[string]map[string]bool{} // values by parameter
+	for _, i := range []Incident{
+		{ID: "faint", Digest: "sha256:1", Epsilon: 0.01, Share: 0.01},
+		{ID: "strong", Digest: "sha256:1", Epsilon: 0.9, Share: 1, Kept: "registry:5000/mnist@sha256:2"},
+	} {
+		if err := a.Start(t.Context(), i); err != nil {
+			t.Fatal(err)
+		}
+		w, err := cluster.ArgoprojV1alpha1().Workflows("ns").Get(t.Context(), "defend-"+i.ID, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range template.Spec.Arguments.Parameters {
+			value := p.GetValue()
+			if q := w.Spec.Arguments.GetParameterByName(p.Name); q != nil {
+				value = q.GetValue()
+			}
+			if given[p.Name] == nil {
+				given[p.Name] = map[string]bool{}
+			}
+			given[p.Name][value] = true
+		}
+	}
+	if len(given["estimate"]) != 2 {
+		t.Error("the estimate of epsilon is not reported")
+	}
+	for _, file := range []string{"defend", "robustify", "evaluate", "promote", "redteam", "steps"} {
+		data, err := os.ReadFile(shipped + file + ".yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, values := range given {
+			for line := range strings.Lines(string(data)) {
+				if len(values) > 1 && strings.Contains(line, "workflow.parameters."+name+"}}") && !strings.Contains(line, "{name: reason,") {
+					t.Errorf("%s.yaml: the attack chooses %s", file, strings.TrimSpace(line))
+				}
+			}
+		}
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/e2e-framework/pkg/envconf"
 	"sigs.k8s.io/e2e-framework/pkg/features"
@@ -140,6 +141,9 @@ func TestCase08Case09Push(t *testing.T) {
 			t.Logf("results: %v", results)
 			if results["CHAINS-GIT_COMMIT"] != commit || results["verdict"] != "promoted" || !strings.HasPrefix(results["MODEL_IMAGE_DIGEST"], "sha256:") {
 				t.Errorf("results are %v", results)
+			}
+			if _, err := name.NewDigest(results["MODEL_IMAGE_URL"] + "@" + results["MODEL_IMAGE_DIGEST"]); err != nil {
+				t.Errorf("nothing that Tekton Chains could attest to: %v", err)
 			}
 			if h := head(t, models); h.Model != results["MODEL_IMAGE_DIGEST"] {
 				t.Errorf("the channel names %s", h.Model)

@@ -21,6 +21,9 @@ import (
 	"strings"
 	"testing"
 
+	wfv1 "github.com/argoproj/argo-workflows/v3/pkg/apis/workflow/v1alpha1"
+	"github.com/expr-lang/expr"
+	"github.com/google/go-containerregistry/pkg/name"
 	pipelinev1 "github.com/tektoncd/pipeline/pkg/apis/pipeline/v1"
 	triggersv1 "github.com/tektoncd/triggers/pkg/apis/triggers/v1beta1"
 	"github.com/tektoncd/triggers/pkg/interceptors/cel"
@@ -147,6 +150,49 @@ func TestPipelinesFitTheirTasks(t *testing.T) {
 			if !slices.ContainsFunc(p.Spec.Results, func(r pipelinev1.PipelineResult) bool { return r.Name == name }) {
 				t.Errorf("%s: no result %s", d.File, name)
 			}
+		}
+	}
+}
+
+// Tekton Chains attests to MODEL_IMAGE_URL@MODEL_IMAGE_DIGEST: together, as the
+// workflow puts them out, they are one reference; of a rejected model neither is
+// anything.
+func TestChainsFindsTheModel(t *testing.T) {
+	const reference, digest = "registry.registry.svc.cluster.local:5000/mnist", "sha256:dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
+	p := find[*pipelinev1.Pipeline](t, shipped(t), "model-commit")
+	output := func(result, verdict string) string {
+		t.Helper()
+		i := slices.IndexFunc(p.Spec.Results, func(r pipelinev1.PipelineResult) bool { return r.Name == result })
+		if i < 0 {
+			t.Fatalf("no result %s", result)
+		}
+		parameter := strings.TrimSuffix(strings.TrimPrefix(p.Spec.Results[i].Value.StringVal, "$(tasks.submit.results."), ")")
+		docs, _ := lint.Read("../workflows/base/robustify.yaml")
+		release := find[*wfv1.WorkflowTemplate](t, docs, "robustify").GetTemplateByName("release")
+		for _, o := range release.Outputs.Parameters {
+			if o.Name != parameter {
+				continue
+			}
+			outputs := map[string]string{"reference": reference + "@" + digest, "digest": digest}
+			v, err := expr.Eval(o.ValueFrom.Expression, map[string]any{
+				"inputs": map[string]any{"parameters": map[string]string{"verdict": verdict}},
+				"steps":  map[string]any{"publish": map[string]any{"outputs": map[string]any{"parameters": outputs}}},
+			})
+			if err != nil {
+				t.Fatalf("%s: %v", parameter, err)
+			}
+			return v.(string)
+		}
+		t.Fatalf("%s is %s, which robustify does not put out", result, parameter)
+		return ""
+	}
+	for verdict, want := range map[string]string{"pass": reference + "@" + digest, "fail": "@"} {
+		got := output("MODEL_IMAGE_URL", verdict) + "@" + output("MODEL_IMAGE_DIGEST", verdict)
+		if got != want {
+			t.Errorf("%s: %s", verdict, got)
+		}
+		if _, err := name.NewDigest(got); (err == nil) != (verdict == "pass") {
+			t.Errorf("%s: %s: %v", verdict, got, err)
 		}
 	}
 }

@@ -218,7 +218,7 @@ func readAnchors(ctx context.Context, c *Config, anchors []string, model string)
 		if err != nil {
 			return err
 		}
-		c.Anchors = append(c.Anchors, Examples{ref, splits.Test, splits.Test.Labels})
+		c.Anchors = append(c.Anchors, Examples{Name: ref, Shape: splits.Test.Shape, Images: splits.Test, Labels: splits.Test.Labels})
 	}
 	if model != "" {
 		m, err := artifact.ReadModel(ctx, model)

@@ -206,7 +206,7 @@ func labelled(t *testing.T, n *nn.Network) Examples {
 		t.Fatal(err)
 	}
 	logits := f.Logits(x, 500)
-	e := Examples{Name: "anchors", Images: x}
+	e := Examples{Name: "anchors", Shape: shape, Images: x}
 	for i := range 500 {
 		best := 0
 		for c := range 3 {
@@ -217,6 +217,20 @@ func labelled(t *testing.T, n *nn.Network) Examples {
 		e.Labels = append(e.Labels, uint8(best))
 	}
 	return e
+}
+
+func TestCase61AnchorOfAnotherShape(t *testing.T) {
+	first := model(t, "v1", 1)
+	e := labelled(t, first.Network)
+	e.Shape.Channels = 3
+	s, err := New(Config{Anchors: []Examples{e}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Use(first); err == nil || !strings.Contains(err.Error(), "--anchor") {
+		t.Errorf("an anchor set with images of another shape: %v", err)
+	}
 }
 
 // A model that is led astray in small steps, each hardly worse than the one

@@ -45,6 +45,7 @@ type About struct {
 // watched: labelled images that no feedback ever changes.
 type Examples struct {
 	Name   string
+	Shape  nn.Shape
 	Images detect.Images
 	Labels []uint8
 }
@@ -316,6 +317,9 @@ func accuracies(n *nn.Network, sets []Examples) ([]float64, error) {
 	for i, set := range sets {
 		if set.Images.Len() == 0 || set.Images.Len() != len(set.Labels) {
 			return nil, fmt.Errorf("anchor set %s: %d images with %d labels", set.Name, set.Images.Len(), len(set.Labels))
+		}
+		if set.Shape != n.Input {
+			return nil, fmt.Errorf("anchor set %s has images of %v, the model takes %v: give --anchor (TEMPER_ANCHOR) the model's data set", set.Name, set.Shape, n.Input)
 		}
 		f, err := nn.NewForward(n, batch)
 		if err != nil {

@@ -160,7 +160,7 @@ restarted sentinel goes on where it was.`,
 	flags.StringVar(&workflow, "workflow", "", "Argo WorkflowTemplate that is the defence, such as defend")
 	flags.StringVar(&namespace, "namespace", "", "its namespace; by default the pod's, or that of the kubeconfig's context")
 	flags.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file; by default as for kubectl")
-	flags.StringVar(&evidence, "evidence", "", "repository where an incident's flagged requests are kept, as REPOSITORY:evidence-ID")
+	flags.StringVar(&evidence, "evidence", "", "repository where the flagged requests of an attack, and the unusual ones of drift, are kept, as REPOSITORY:evidence-ID")
 	flags.StringVar(&c.State, "state", "", "file that outlives a restart; by default nothing does")
 	step.Int(flags, &c.Budget, "budget", DefaultBudget, 1, 1000, "defences started in 24 hours, at most")
 	step.Int(flags, &c.Circuit, "circuit", DefaultCircuit, 1, 1000, "defences in a row without a better model until a person must approve")

@@ -539,6 +539,76 @@ func TestEvidenceIsKept(t *testing.T) {
 	}
 }
 
+// Drift comes with evidence too: what was unlike the calibration. It starts
+// nothing, and while it lasts it does not fill the registry.
+func TestEvidenceOfDrift(t *testing.T) {
+	repository := "oci:" + filepath.Join(t.TempDir(), "layout")
+	var mu sync.Mutex
+	var kept []Incident
+	f := start(t, func(c *Config) {
+		push := Keeper(repository)
+		c.Keep = func(ctx context.Context, i Incident) (string, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			kept = append(kept, i)
+			return push(ctx, i)
+		}
+	})
+	scorer, err := f.model.Detector.Scorer(f.model.Network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var unusual []float32 // of brighter images, one that is no attack
+	x := clean(500, 41)
+	for i := range x {
+		x[i] = min(x[i]+0.2, 1)
+	}
+	scores, err := scorer.Score(x, x.Len())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, score := range scores {
+		if score.Shifted {
+			unusual = x.at(i)
+		}
+	}
+	if unusual == nil {
+		t.Fatal("no brighter image is unusual")
+	}
+	drifts := func() (found []Incident) {
+		for _, i := range f.Status().Incidents {
+			if i.Cause != Drift {
+				t.Fatalf("%+v", i)
+			}
+			found = append(found, i)
+		}
+		return found
+	}
+	for n := 0; len(drifts()) == 0; n++ {
+		if n == 100 {
+			t.Fatal("no drift after 100 unusual requests")
+		}
+		f.observe(unusual, 1)
+	}
+	f.starts.Wait()
+	i := drifts()[0]
+	splits, err := artifact.OpenDataset(t.Context(), i.Kept)
+	if err != nil {
+		t.Fatalf("%+v: %v", i, err)
+	}
+	if len(kept) != 1 || splits.Test.Len() != len(kept[0].Evidence) || !slices.Equal(splits.Test.Floats[:shape.Size()], unusual) || len(f.defence.started) != 0 {
+		t.Errorf("%d images of %d incidents, %d defences", splits.Test.Len(), len(kept), len(f.defence.started))
+	}
+	for range 3 * int(driftEvery/DefaultCooldown) { // it lasts
+		f.wait(DefaultCooldown)
+		f.observe(unusual, 50)
+	}
+	f.starts.Wait()
+	if n := len(kept); n < 2 || n > 4 || len(drifts()) < 2*n {
+		t.Errorf("kept %d times in %v, %d times reported", n, 3*driftEvery, len(drifts()))
+	}
+}
+
 // A million requests with incidents and labels leave memory and disk flat. TEMPER_REQUESTS asks for more: 10 million are what a day brings.
 func TestFlatMemoryAndDisk(t *testing.T) {
 	if testing.Short() || raceDetector {

@@ -18,7 +18,7 @@ import (
 	"github.com/temper-ml/temper/runners/step/artifact"
 )
 
-// Keeper returns a Config.Keep that pushes an incident's flagged requests to a
+// Keeper returns a Config.Keep that pushes an incident's evidence to a
 // repository as a data set, tagged evidence-ID, and returns its reference with
 // the digest. Its images are the test part, since nothing may be trained on
 // them unseen; its labels are the guard's opinion, and nobody's truth.
@@ -39,6 +39,7 @@ func Keeper(repository string) func(context.Context, Incident) (string, error) {
 		}
 		ref, _, err := artifact.PushDataset(ctx, repository+":evidence-"+i.ID, &dataset.Splits{Name: "evidence", Test: set}, map[string]string{
 			"io.github.temper-ml.incident": i.ID,
+			"io.github.temper-ml.cause":    i.Cause,
 			"io.github.temper-ml.model":    i.Digest,
 			"io.github.temper-ml.labels":   "by the guard",
 		})

@@ -75,12 +75,12 @@ type Incident struct {
 	// share of hostile requests since the attack began.
 	Epsilon float64 `json:"epsilon,omitempty"`
 	Share   float64 `json:"share,omitempty"`
-	// Kept is the reference, with the digest, of the flagged requests as a
-	// data set; "" where they are not kept.
+	// Kept is the reference, with the digest, of the evidence as a data set;
+	// "" where it is not kept.
 	Kept     string  `json:"evidence,omitempty"`
 	Timeline []Event `json:"timeline"`
 
-	Evidence []Evidence    `json:"-"`     // the last flagged requests when the alarm was raised, oldest first
+	Evidence []Evidence    `json:"-"`     // the last requests that were flagged when the alarm was raised (for Drift: shifted), oldest first
 	Clock    time.Duration `json:"clock"` // the sentinel's clock at the alarm
 
 	note func(name, text string)
@@ -100,7 +100,7 @@ func (i Incident) Note(name, text string) {
 	}
 }
 
-// Evidence is one flagged request.
+// Evidence is one flagged or shifted request.
 type Evidence struct {
 	Pixels  []float32 // of Shape
 	Shape   nn.Shape
@@ -129,8 +129,11 @@ const (
 	maxIncident = 6 * time.Hour
 	// keepTimeout bounds the wait for the registry before a defence starts.
 	keepTimeout = time.Minute
-	// maxEvidence flagged requests are kept: for MNIST 0.8 MB.
+	// maxEvidence flagged, and as many shifted, requests are kept: for MNIST
+	// 0.8 MB each.
 	maxEvidence = 256
+	// driftEvery is how often the evidence of drift, which may last, is kept.
+	driftEvery = 6 * time.Hour
 	// budgetTime is what the budget is for.
 	budgetTime = 24 * time.Hour
 	// patience is how many cooldowns long the alarm may go on before it is
@@ -230,21 +233,7 @@ func (s *Sentinel) begin(i Incident) {
 	s.starts.Go(func() {
 		i.note = func(name, text string) { s.note(i.ID, name, text) }
 		if s.config.Keep != nil && i.Kept == "" && len(i.Evidence) > 0 {
-			ctx, cancel := context.WithTimeout(s.ctx, keepTimeout)
-			kept, err := s.config.Keep(ctx, i)
-			cancel()
-			if err != nil { // the attack does not wait for the registry
-				s.log.Error("the evidence is not kept", "incident", i.ID, "error", err)
-			} else {
-				i.Kept = kept
-				s.change(func(now time.Time) {
-					if s.open != nil && s.open.ID == i.ID {
-						s.open.Kept = kept
-						s.open.add(now, "evidence kept", kept)
-						s.urgent = true
-					}
-				})
-			}
+			s.keep(&i)
 		}
 		i.Note("defence started", "")
 		err := s.start(i)
@@ -269,19 +258,46 @@ func (s *Sentinel) begin(i Incident) {
 	})
 }
 
-// note adds to the timeline of the open incident, or of one that was closed.
-func (s *Sentinel) note(id, name, text string) {
+// keep stores an incident's evidence. An attack does not wait for a registry
+// that is down.
+func (s *Sentinel) keep(i *Incident) {
+	ctx, cancel := context.WithTimeout(s.ctx, keepTimeout)
+	defer cancel()
+	kept, err := s.config.Keep(ctx, *i)
+	if err != nil {
+		s.log.Error("the evidence is not kept", "incident", i.ID, "error", err)
+		return
+	}
+	i.Kept = kept
 	s.change(func(now time.Time) {
-		if s.open != nil && s.open.ID == id {
-			s.open.add(now, name, text)
-			return
-		}
-		for k := range s.incidents {
-			if s.incidents[k].ID == id {
-				s.incidents[k].add(now, name, text)
-			}
+		if at := s.find(i.ID); at != nil {
+			at.Kept, s.urgent = kept, true
+			at.add(now, "evidence kept", kept)
 		}
 	})
+}
+
+// note adds to the timeline of an incident.
+func (s *Sentinel) note(id, name, text string) {
+	s.change(func(now time.Time) {
+		if at := s.find(id); at != nil {
+			at.add(now, name, text)
+		}
+	})
+}
+
+// find returns the open incident, or one that was closed; nil where it is
+// neither. Callers hold mu.
+func (s *Sentinel) find(id string) *Incident {
+	if s.open != nil && s.open.ID == id {
+		return s.open
+	}
+	for k := range s.incidents {
+		if s.incidents[k].ID == id {
+			return &s.incidents[k]
+		}
+	}
+	return nil
 }
 
 // add appends to a copy of the timeline: readers may hold the one before.
@@ -304,6 +320,10 @@ func (s *Sentinel) Approve() {
 	})
 }
 
+// driftKept is beside the causes in Sentinel.reported: when the evidence of
+// drift was kept.
+const driftKept = "drift evidence"
+
 // report tells of an alarm that starts no defence, once in a cooldown. It
 // leaves the state alone: forged labels must not keep the sentinel from
 // answering an attack. Callers hold mu.
@@ -317,6 +337,10 @@ func (s *Sentinel) report(cause, text string, now time.Time) {
 	if text != "" {
 		i.add(now, cause, text)
 	}
+	if last, ok := s.reported[driftKept]; len(i.Evidence) > 0 && s.config.Keep != nil && (!ok || s.clock-last >= driftEvery) {
+		s.reported[driftKept] = s.clock
+		s.archive = append(s.archive, i)
+	}
 	s.remember(i)
 }
 
@@ -326,6 +350,9 @@ func (s *Sentinel) newIncident(cause string, now time.Time) Incident {
 		ID: incidentID(w.model.Version, now, s.raised), Cause: cause,
 		Model: w.model.Version, Digest: w.model.Digest,
 		Request: w.requests, Label: w.labels, Opened: now, Clock: s.clock,
+	}
+	if cause == Drift {
+		i.Evidence = s.unusual.list()
 	}
 	if cause == Attack {
 		i.Evidence = s.evidence.list()

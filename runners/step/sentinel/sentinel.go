@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -68,8 +69,8 @@ type Config struct {
 	// incident says Approval, as an Argo workflow that is suspended does.
 	// Otherwise none starts before Approve.
 	Suspends bool
-	// Keep stores an incident's evidence before the defence starts and returns
-	// its reference; nil keeps none.
+	// Keep stores the evidence of an attack, before the defence starts, or of
+	// drift, and returns its reference; nil keeps none.
 	Keep func(context.Context, Incident) (string, error)
 	// State is the path of the file that outlives a restart; "" for none.
 	State string
@@ -106,7 +107,7 @@ type Sentinel struct {
 	metrics *metrics
 	ctx     context.Context // of the defences
 	cancel  context.CancelFunc
-	starts  sync.WaitGroup // the running defences
+	starts  sync.WaitGroup // the running defences, and evidence being kept
 	busy    chan struct{}  // a token for each event being handled
 	queue   chan struct{}  // and for each that waits for its turn
 
@@ -114,7 +115,8 @@ type Sentinel struct {
 
 	mu        sync.Mutex // guards all below
 	watch     *watch     // nil until a model is in service
-	evidence  ring
+	evidence  ring       // flagged requests
+	unusual   ring       // shifted ones
 	answered  answered
 	pending   pending
 	sources   sources
@@ -136,6 +138,7 @@ type Sentinel struct {
 	problem   string     // of the last load
 	news      []Incident // not yet told
 	launch    []Incident // defences to begin
+	archive   []Incident // closed ones with evidence to keep
 	urgent    bool       // the state must be written now
 	restored  *memory    // of the model that was watched before a restart
 	disk      *state     // nil: nothing outlives this process
@@ -276,7 +279,7 @@ func (s *Sentinel) Use(m Model) error {
 			return
 		}
 		s.watch = w
-		s.evidence = ring{}
+		s.evidence, s.unusual = ring{}, ring{}
 		if s.open != nil && s.open.Model != m.Version {
 			s.closeIncident(now, Recovered, nil)
 		}
@@ -354,13 +357,16 @@ func (s *Sentinel) change(do func(now time.Time)) {
 	do(now)
 	s.record(now)
 	s.metrics.update(s)
-	news, launch := s.news, s.launch
-	s.news, s.launch = nil, nil
+	news, launch, archive := s.news, s.launch, s.archive
+	s.news, s.launch, s.archive = nil, nil, nil
 	write := s.memorize(now)
 	s.mu.Unlock()
 	write()
 	for _, i := range launch {
 		s.begin(i)
+	}
+	for _, i := range archive {
+		s.starts.Go(func() { s.keep(&i) })
 	}
 	if s.config.Notify != nil {
 		for _, i := range news {
@@ -416,9 +422,16 @@ func (s *Sentinel) Observe(o Observation) error {
 			s.metrics.requests.Inc()
 			w.agreed.add(score.Served == score.Guard)
 			s.history.requests++
+			seen := func() Evidence {
+				return Evidence{
+					Pixels: slices.Clone(o.Pixels[i*size : (i+1)*size]), Shape: w.model.Network.Input, Classes: w.model.Network.Classes(),
+					Served: score.Served, Guard: score.Guard, Score: score.Score, Request: w.requests,
+				}
+			}
 			if score.Shifted {
 				w.shifted++
 				s.metrics.shifted.Inc()
+				s.unusual.add(seen())
 			}
 			if w.attack.Level() < w.attack.Limit()/3 {
 				w.onset = onset{w.requests - 1, w.flagged, now}
@@ -427,10 +440,7 @@ func (s *Sentinel) Observe(o Observation) error {
 				w.flagged++
 				s.history.flagged++
 				s.metrics.flagged.Inc()
-				s.evidence.add(Evidence{
-					Pixels: append([]float32(nil), o.Pixels[i*size:(i+1)*size]...), Shape: w.model.Network.Input, Classes: w.model.Network.Classes(),
-					Served: score.Served, Guard: score.Guard, Score: score.Score, Request: w.requests,
-				})
+				s.evidence.add(seen())
 			}
 			if w.attack.Observe(score.Flagged) {
 				s.raise(Attack, now)

@@ -59,9 +59,9 @@ const (
 	// guardNetwork and guardEpochs: the detector's guard is a small network of
 	// its own, and needs to be robust, not accurate. With a guard of 3, 2 and 1
 	// epochs the detector flagged 85%, 90% and 89% of the calibration's attacks.
-	guardNetwork = "wong"
+	guardNetwork = "threshold"
 	guardRecipe  = "fast"
-	guardEpochs  = 2
+	guardEpochs  = 1
 	// pause between a user's requests while the defence trains: the machine's
 	// cores are for the training then.
 	pause = 50 * time.Millisecond

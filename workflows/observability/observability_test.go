@@ -1,4 +1,4 @@
-// Package observability holds the dashboard and the alert rules, and checks
+// Package observability holds the dashboards and the alert rules, and checks
 // that they ask for metrics and labels that exist.
 package observability
 
@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/temper-ml/temper/runners/step/sentinel"
 	"github.com/temper-ml/temper/runners/step/serve"
 )
 
@@ -38,11 +39,12 @@ var (
 	labelPattern = regexp.MustCompile(`([a-z_]+)(?:=~|!=|!~|=)"|by \(([a-z_, ]+)\)`)
 )
 
-// known are the metrics of the server, with the labels that Prometheus adds.
+// known are the metrics of server and sentinel, with the labels that Prometheus adds.
 func known(t *testing.T) (metrics map[string]bool, labels map[string]bool) {
 	t.Helper()
 	descriptions := make(chan *prometheus.Desc, 1000)
 	serve.Describe(descriptions)
+	sentinel.Describe(descriptions)
 	close(descriptions)
 	metrics, labels = map[string]bool{}, map[string]bool{"instance": true, "job": true, "le": true}
 	text := regexp.MustCompile(`fqName: "([^"]+)".*variableLabels: \{(.*)\}\}`)
@@ -52,14 +54,14 @@ func known(t *testing.T) (metrics map[string]bool, labels map[string]bool) {
 			t.Fatalf("%s", d)
 		}
 		metrics[m[1]] = true
-		if strings.HasSuffix(m[1], "_duration_seconds") { // a histogram
+		if strings.HasSuffix(m[1], "_duration_seconds") || strings.HasSuffix(m[1], "_score_seconds") { // a histogram
 			metrics[m[1]+"_bucket"] = true
 		}
 		for _, l := range strings.FieldsFunc(m[2], func(r rune) bool { return strings.ContainsRune("{}, ", r) }) {
 			labels[l] = true
 		}
 	}
-	if !metrics["temper_model_ready"] || !labels["reason"] {
+	if !metrics["temper_model_ready"] || !metrics["temper_sentinel_ready"] || !labels["reason"] {
 		t.Fatalf("%d metrics with the labels %v: the test looks at the wrong place", len(metrics), labels)
 	}
 	return metrics, labels
@@ -73,7 +75,7 @@ func check(t *testing.T, where, expr string, metrics, labels map[string]bool) {
 	}
 	for _, name := range names {
 		if !metrics[name] {
-			t.Errorf("%s: the server has no metric %s", where, name)
+			t.Errorf("%s: neither server nor sentinel has a metric %s", where, name)
 		}
 	}
 	for _, m := range labelPattern.FindAllStringSubmatch(expr, -1) {
@@ -116,16 +118,28 @@ func TestCase40AlertsAskForWhatExists(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{"TemperChannelStale", "TemperSourceUnreachable", "TemperModelRefused", "TemperNotReady", "TemperOverloaded"} {
+	for _, want := range []string{"TemperChannelStale", "TemperSourceUnreachable", "TemperModelRefused", "TemperNotReady", "TemperOverloaded",
+		"TemperAttack", "TemperDrift", "TemperCircuitOpen", "TemperSentinelState", "TemperQuarantine"} {
 		if !slices.Contains(alerts, want) {
 			t.Errorf("no alert %s", want)
 		}
 	}
 }
 
-func TestDashboardAsksForWhatExists(t *testing.T) {
+func TestDashboardsAskForWhatExists(t *testing.T) {
+	uids := map[string]bool{}
+	for _, file := range []string{"serving.json", "sentinel.json"} {
+		uids[dashboard(t, file)] = true
+	}
+	if len(uids) != 2 {
+		t.Errorf("two dashboards with the uids %v", uids)
+	}
+}
+
+// dashboard checks one and returns its uid.
+func dashboard(t *testing.T, file string) string {
 	metrics, labels := known(t)
-	data, err := os.ReadFile("serving.json")
+	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,8 +187,9 @@ func TestDashboardAsksForWhatExists(t *testing.T) {
 		}
 	}
 	if d.UID == "" || len(d.Panels) < 10 {
-		t.Errorf("%q has %d panels", d.UID, len(d.Panels))
+		t.Errorf("%s: %q has %d panels", file, d.UID, len(d.Panels))
 	}
+	return d.UID
 }
 
 // The stock tool, where it is installed, agrees, and the alerts fire when they

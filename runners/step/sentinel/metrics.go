@@ -10,6 +10,7 @@ import (
 
 // metrics has no label whose values come from outside.
 type metrics struct {
+	registry  *prometheus.Registry
 	handler   http.Handler
 	requests  prometheus.Counter
 	flagged   prometheus.Counter
@@ -64,9 +65,16 @@ func newMetrics() *metrics {
 	r := prometheus.NewRegistry()
 	r.MustRegister(requests, flagged, shifted, unsaved, banned, circuit, m.skipped, m.events, m.labels, m.incidents, m.seconds, m.level, limit, m.states, waiting, ready,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	m.handler = promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
+	for _, cause := range []string{Attack, Drift, Accuracy, Anchor} { // an increase is seen from 0 only
+		m.incidents.WithLabelValues(cause)
+	}
+	m.registry, m.handler = r, promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 	return m
 }
+
+// Describe sends what every sentinel's metrics are, for checks of dashboards and
+// alert rules.
+func Describe(to chan<- *prometheus.Desc) { newMetrics().registry.Describe(to) }
 
 // update sets the gauges. Callers hold mu.
 func (m *metrics) update(s *Sentinel) {

@@ -47,8 +47,8 @@ func Keeper(repository string) func(context.Context, Incident) (string, error) {
 	}
 }
 
-// flagged is one of the last flagged requests, as GET /evidence lists it.
-type flagged struct {
+// Flagged is one of the last flagged requests, as GET /evidence lists it.
+type Flagged struct {
 	Request uint64  `json:"request"`
 	Served  int     `json:"served"` // class by the model in service
 	Guard   int     `json:"guard"`
@@ -60,11 +60,11 @@ const shownEvidence = 12
 
 // serveEvidence lists the last flagged requests, newest first.
 func (s *Sentinel) serveEvidence(w http.ResponseWriter, _ *http.Request) {
-	list := []flagged{}
+	list := []Flagged{}
 	all := s.Evidence()
 	for k := len(all) - 1; k >= 0 && len(list) < shownEvidence; k-- {
 		e := all[k]
-		list = append(list, flagged{e.Request, e.Served, e.Guard, e.Score})
+		list = append(list, Flagged{e.Request, e.Served, e.Guard, e.Score})
 	}
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(list)

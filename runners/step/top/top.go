@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -27,7 +28,7 @@ const (
 	maxStatus = 8 << 20
 	// width of the bars and the line of the past.
 	width = 40
-	// shown incidents and versions, the newest.
+	// shown incidents, versions and flagged inputs, the newest.
 	shown = 5
 )
 
@@ -41,8 +42,9 @@ func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "Show what a sentinel sees, in the terminal",
-		Long: `Show a sentinel's state, alarm levels, live accuracy, request rate, incidents
-with their timeline and versions, and again at an interval until interrupted.
+		Long: `Show a sentinel's state, alarm levels, live accuracy, request rate, the last
+flagged inputs with both models' answers, incidents with their timeline, and
+versions with their security curve, and again at an interval until interrupted.
 With --once, or -o json, it looks once and prints.`,
 		Example: `  temper top
   temper top --sentinel http://sentinel:8090 --every 2s
@@ -57,19 +59,18 @@ With --once, or -o json, it looks once and prints.`,
 			if every <= 0 {
 				return step.BadInput(fmt.Errorf("--every %v: must be above 0", every))
 			}
-			u = u.JoinPath("status")
 			format, err := cmd.Flags().GetString("format")
 			if once || err == nil && format == "json" {
-				s, err := look(ctx, u.String())
+				s, flagged, err := look(ctx, u)
 				if err != nil {
 					return err
 				}
 				var b strings.Builder
-				Draw(&b, s)
+				Draw(&b, s, flagged)
 				return st.Print(b.String(), s)
 			}
 			for {
-				s, err := look(ctx, u.String())
+				s, flagged, err := look(ctx, u)
 				var b strings.Builder
 				b.WriteString("\x1b[H\x1b[2J") // from the top of an empty screen
 				switch {
@@ -78,7 +79,7 @@ With --once, or -o json, it looks once and prints.`,
 				case err != nil:
 					fmt.Fprintln(&b, err)
 				default:
-					Draw(&b, s)
+					Draw(&b, s, flagged)
 				}
 				if _, err := io.WriteString(cmd.OutOrStdout(), b.String()); err != nil {
 					return err
@@ -98,31 +99,39 @@ With --once, or -o json, it looks once and prints.`,
 	return cmd
 }
 
-func look(ctx context.Context, address string) (*sentinel.Status, error) {
+// look asks for the status and the last flagged requests, newest first.
+func look(ctx context.Context, u *url.URL) (s *sentinel.Status, flagged []sentinel.Flagged, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	s = &sentinel.Status{}
+	if err := get(ctx, u.JoinPath("status").String(), s); err != nil {
+		return nil, nil, err
+	}
+	return s, flagged, get(ctx, u.JoinPath("evidence").String(), &flagged)
+}
+
+func get(ctx context.Context, address string, into any) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
-		return nil, step.BadInput(err)
+		return step.BadInput(err)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, step.Unavailable(fmt.Errorf("the sentinel does not answer: %w", err))
+		return step.Unavailable(fmt.Errorf("the sentinel does not answer: %w", err))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, step.Unavailable(fmt.Errorf("%s answered %s: is it a sentinel?", address, resp.Status))
+		return step.Unavailable(fmt.Errorf("%s answered %s: is it a sentinel?", address, resp.Status))
 	}
-	s := &sentinel.Status{}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxStatus)).Decode(s); err != nil {
-		return nil, step.BadInput(errors.New(address + " gave no status: is it a sentinel?"))
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxStatus)).Decode(into); err != nil {
+		return step.BadInput(errors.New(address + " is not what a sentinel says: is it one?"))
 	}
-	return s, nil
+	return nil
 }
 
 // Draw writes the status for a person, without colours: it is read through
 // pipes and by screen readers too.
-func Draw(w io.Writer, s *sentinel.Status) {
+func Draw(w io.Writer, s *sentinel.Status, flagged []sentinel.Flagged) {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%-14s %s\n", name, plain(fmt.Sprintf(format, args...)))
 	}
@@ -151,6 +160,13 @@ func Draw(w io.Writer, s *sentinel.Status) {
 	row("defences", "%d of %d in 24 hours", s.Begun, s.Budget)
 	fmt.Fprintln(w)
 
+	for _, f := range flagged[:min(len(flagged), shown)] {
+		row("input", "request %d  model %s, guard %s, score %.2f", f.Request, class(s, f.Served), class(s, f.Guard), f.Score)
+	}
+	if len(flagged) > 0 {
+		fmt.Fprintln(w)
+	}
+
 	incidents := s.Incidents
 	if s.Open != nil {
 		incidents = append(incidents[:len(incidents):len(incidents)], *s.Open)
@@ -176,6 +192,14 @@ func Draw(w io.Writer, s *sentinel.Status) {
 			signed = "signed by " + strings.Join(v.SignedBy, ", ")
 		}
 		row("version", "%s %s  clean %.1f%%, robust %.1f%% at %v  %s", v.Version, short(v.Digest), 100*v.Clean, 100*v.Robust, v.Epsilon, signed)
+		if len(v.Curve) == 0 {
+			continue
+		}
+		var curve []string
+		for _, p := range v.Curve {
+			curve = append(curve, fmt.Sprintf("%.1f%% at %v", 100*p.Accuracy, p.Epsilon))
+		}
+		row("", "accuracy by epsilon: %s", strings.Join(curve, ", "))
 	}
 }
 
@@ -187,6 +211,14 @@ func plain(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// class is a class's name, or its number where it has none.
+func class(s *sentinel.Status, c int) string {
+	if c >= 0 && c < len(s.Classes) {
+		return s.Classes[c]
+	}
+	return strconv.Itoa(c)
 }
 
 func short(digest string) string { return digest[:min(len(digest), len("sha256:")+12)] }

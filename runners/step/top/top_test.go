@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/temper-ml/temper/models/evaluate"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/sentinel"
 )
@@ -19,9 +20,9 @@ func status() *sentinel.Status {
 	right := 0.912
 	return &sentinel.Status{
 		State: "defending", Model: "v2\x1b[31m", Digest: "sha256:0123456789abcdef", Requests: 1234, Flagged: 30, Right: &right, Labels: 50, Errors: 4,
-		Attack: sentinel.Level{Level: 6.5, Limit: 6}, Begun: 1, Budget: 4, Circuit: "3 defences in a row led to no better model",
+		Attack: sentinel.Level{Level: 6.5, Limit: 6}, Begun: 1, Budget: 4, Classes: []string{"one", "seven"}, Circuit: "3 defences in a row led to no better model",
 		Open:     &sentinel.Incident{ID: "i", Cause: "attack", Opened: at, Share: 0.3, Epsilon: 0.25, Timeline: []sentinel.Event{{At: at, Name: "alarm"}}},
-		Versions: []sentinel.Version{{Version: "v2", Digest: "sha256:0123456789abcdef", About: sentinel.About{SignedBy: []string{"ops"}, Clean: 0.99, Robust: 0.85, Epsilon: 0.3}}},
+		Versions: []sentinel.Version{{Version: "v2", Digest: "sha256:0123456789abcdef", About: sentinel.About{SignedBy: []string{"ops"}, Clean: 0.99, Robust: 0.85, Epsilon: 0.3, Curve: []evaluate.Point{{Epsilon: 0, Accuracy: 0.99}, {Epsilon: 0.1, Accuracy: 0.953}}}}},
 		History:  []sentinel.Moment{{At: at, Requests: 100}, {At: at.Add(time.Second), Requests: 150, Attack: 6.5}},
 	}
 }
@@ -34,18 +35,22 @@ func run(ctx context.Context, args ...string) (code int, stdout, stderr string) 
 
 func TestTop(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/status" {
+		switch r.URL.Path {
+		case "/status":
+			json.NewEncoder(w).Encode(status())
+		case "/evidence":
+			json.NewEncoder(w).Encode([]sentinel.Flagged{{Request: 77, Served: 1, Guard: 2, Score: 0.981}})
+		default:
 			http.NotFound(w, r)
-			return
 		}
-		json.NewEncoder(w).Encode(status())
 	}))
 	defer server.Close()
 	code, out, stderr := run(t.Context(), "--sentinel", server.URL, "--once")
 	if code != step.ExitDone {
 		t.Fatal(code, stderr)
 	}
-	for _, want := range []string{"DEFENDING", "91.2%", "50.0 a second", "6.5 of 6", "signed by ops", "robust 85.0% at 0.3", "share 30%", "3 defences in a row", "▁█", "1 of 4"} {
+	for _, want := range []string{"DEFENDING", "91.2%", "50.0 a second", "6.5 of 6", "signed by ops", "robust 85.0% at 0.3", "share 30%", "3 defences in a row", "▁█", "1 of 4",
+		"request 77  model seven, guard 2, score 0.98", "99.0% at 0, 95.3% at 0.1"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in\n%s", want, out)
 		}

@@ -59,7 +59,18 @@ func (a *Argo) Start(ctx context.Context, i Incident) error {
 			return errors.New("a person must approve, and workflow template " + a.Template + ` has no parameter "approval" to be suspended by`)
 		}
 	}
-	i.Note("workflow", job.Name)
+	noted := map[string]bool{} // also by a sentinel before a restart
+	for _, e := range i.Timeline {
+		noted[e.Name] = true
+	}
+	once := func(name, text string) {
+		if !noted[name] {
+			noted[name] = true
+			i.Note(name, text)
+		}
+	}
+	once("workflow", job.Name)
+	job.Seen = func(w *wfv1.Workflow) { progress(w, once) }
 	var result submit.Result
 	run := &cobra.Command{Use: "submit", RunE: func(cmd *cobra.Command, _ []string) error { return job.Run(cmd.Context(), step.From(cmd)) }}
 	if err := a.Step.Call(ctx, run, &result, nil); err != nil {
@@ -68,6 +79,39 @@ func (a *Argo) Start(ctx context.Context, i Incident) error {
 	if verdict := result.Outputs["verdict"]; strings.TrimSpace(verdict) == verdictRejected {
 		return fmt.Errorf("workflow %s: %w", job.Name, ErrRejected)
 	}
-	i.Note("workflow ended", result.Phase)
+	once("workflow ended", result.Phase)
 	return nil
+}
+
+// progress tells what a workflow of the shipped steps has come to: that it
+// hardens, what the gate said, and what came of the promotion.
+func progress(w *wfv1.Workflow, note func(name, text string)) {
+	ended := map[string]map[string]string{} // output parameters by step, of those that succeeded
+	for _, n := range w.Status.Nodes {
+		if n.TemplateRef == nil {
+			continue
+		}
+		name := n.TemplateRef.Template
+		if name == "retrain" && (n.Phase == wfv1.NodeRunning || n.Phase == wfv1.NodeSucceeded) {
+			note("retrain", "")
+		}
+		if n.Phase == wfv1.NodeSucceeded && n.Outputs != nil {
+			ended[name] = map[string]string{}
+			for _, p := range n.Outputs.Parameters {
+				if p.Value != nil {
+					ended[name][p.Name] = strings.TrimSpace(p.Value.String())
+				}
+			}
+		}
+	}
+	switch ended["choose"]["verdict"] {
+	case "":
+	case "pass":
+		note("gate passed", "")
+	default:
+		note("gate failed", "")
+	}
+	if verdict := ended["promote"]["verdict"]; verdict != "" {
+		note(verdict, ended["promote"]["digest"])
+	}
 }

@@ -3,6 +3,7 @@ package sentinel
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"strings"
 	"testing"
@@ -35,8 +36,8 @@ spec:
 `
 
 // argoDefence is an Argo on a cluster in memory, whose controller ends each
-// workflow with a verdict.
-func argoDefence(t *testing.T, verdict string) (*Argo, *fake.Clientset) {
+// workflow with a verdict, and with those nodes.
+func argoDefence(t *testing.T, verdict string, nodes ...wfv1.Nodes) (*Argo, *fake.Clientset) {
 	t.Helper()
 	template := &wfv1.WorkflowTemplate{}
 	if err := yaml.UnmarshalStrict([]byte(defendTemplate), template); err != nil {
@@ -55,6 +56,9 @@ func argoDefence(t *testing.T, verdict string) (*Argo, *fake.Clientset) {
 					w.Status = wfv1.WorkflowStatus{Phase: wfv1.WorkflowSucceeded, Nodes: wfv1.Nodes{
 						w.Name: {Outputs: &wfv1.Outputs{Parameters: []wfv1.Parameter{{Name: "verdict", Value: wfv1.AnyStringPtr(verdict)}}}},
 					}}
+					for _, n := range nodes {
+						maps.Copy(w.Status.Nodes, n)
+					}
 					workflows.Update(t.Context(), &w, metav1.UpdateOptions{})
 				}
 			}
@@ -152,6 +156,60 @@ func TestCase59AttackChoosesNothingOfTheDefence(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// The steps of the defence are on the incident's timeline, each once, also where
+// a sentinel that was restarted goes on.
+func TestArgoTellsTheTimeline(t *testing.T) {
+	node := func(template string, phase wfv1.NodePhase, outputs ...string) wfv1.NodeStatus {
+		n := wfv1.NodeStatus{TemplateRef: &wfv1.TemplateRef{Name: "steps", Template: template}, Phase: phase, Outputs: &wfv1.Outputs{}}
+		for k := 0; k < len(outputs); k += 2 {
+			n.Outputs.Parameters = append(n.Outputs.Parameters, wfv1.Parameter{Name: outputs[k], Value: wfv1.AnyStringPtr(outputs[k+1])})
+		}
+		return n
+	}
+	waiting := wfv1.Nodes{"a": node("retrain", wfv1.NodePending), "b": {Phase: wfv1.NodeRunning}}
+	training := wfv1.Nodes{"a": node("retrain", wfv1.NodeRunning), "b": node("retrain", wfv1.NodeRunning)}
+	chosen := wfv1.Nodes{"a": node("retrain", wfv1.NodeSucceeded), "c": node("choose", wfv1.NodeSucceeded, "verdict", "pass\n")}
+	promoting := wfv1.Nodes{"c": chosen["c"], "p": node("promote", wfv1.NodeRunning)}
+	promoted := wfv1.Nodes{"a": chosen["a"], "c": chosen["c"], "p": node("promote", wfv1.NodeSucceeded, "verdict", "promoted", "digest", "sha256:2")}
+	failed := wfv1.Nodes{"c": node("choose", wfv1.NodeSucceeded, "verdict", "fail")}
+	for want, states := range map[string][]wfv1.Nodes{
+		"":         {nil, waiting},
+		"retrain ": {waiting, training, training},
+		"retrain , gate passed , promoted sha256:2": {training, chosen, promoting, promoted, promoted},
+		"gate failed ": {failed},
+	} {
+		var told []string
+		once := map[string]bool{}
+		for _, nodes := range states {
+			progress(&wfv1.Workflow{Status: wfv1.WorkflowStatus{Nodes: nodes}}, func(name, text string) {
+				if !once[name] {
+					told = append(told, name+" "+text)
+				}
+				once[name] = true
+			})
+		}
+		if got := strings.Join(told, ", "); got != want {
+			t.Errorf("told %q, want %q", got, want)
+		}
+	}
+
+	a, _ := argoDefence(t, "promoted", promoted)
+	i := Incident{ID: "i-1", Digest: "sha256:1"}
+	for range 2 {
+		i.note = func(name, text string) { i.Timeline = append(i.Timeline, Event{Name: name, Text: text}) }
+		if err := a.Start(t.Context(), i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var names []string
+	for _, e := range i.Timeline {
+		names = append(names, e.Name)
+	}
+	if got := strings.Join(names, ", "); got != "workflow, retrain, gate passed, promoted, workflow ended" {
+		t.Errorf("the timeline is %s", got)
 	}
 }
 

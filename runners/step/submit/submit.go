@@ -49,6 +49,7 @@ type Job struct {
 	Name       string // "" for one made of template and parameters
 	Parameters map[string]string
 	Wait       bool
+	Seen       func(*wfv1.Workflow) // told of each state of it while it is waited for; nil for nobody
 
 	Namespace string
 	API       argo.ArgoprojV1alpha1Interface
@@ -198,6 +199,9 @@ func (j *Job) wait(ctx context.Context, s *step.Step, w *wfv1.Workflow) (*wfv1.W
 			return nil, fmt.Errorf("workflow %s: %w", w.Name, err)
 		}
 		tell(s, w, told)
+		if j.Seen != nil {
+			j.Seen(w)
+		}
 		if w.Status.Fulfilled() {
 			return w, ended(w)
 		}

@@ -142,7 +142,7 @@ function drawFlagged(list, classes) {
   }));
 }
 
-const tones = { "attack began": "red", alarm: "red", failed: "red", rejected: "red", "no defence": "red", recovered: "green", promoted: "green", "gate passed": "green" };
+const tones = { "attack began": "red", alarm: "red", failed: "red", rejected: "red", "gate failed": "red", "rolled-back": "red", "no defence": "red", recovered: "green", promoted: "green", "gate passed": "green" };
 
 function drawIncidents(s) {
   const all = [...(s.open ? [s.open] : []), ...s.incidents.slice().reverse()];

@@ -453,6 +453,32 @@ func TestCase63Restart(t *testing.T) {
 	}
 }
 
+// A wall clock that is set while the sentinel watches ends no incident, starts no
+// second defence and renews no budget, ahead or back.
+func TestCase63ClockJumpsWhileItWatches(t *testing.T) {
+	f := start(t, func(c *Config) { c.Budget = 1 })
+	f.attack()
+	first := <-f.defence.started
+	f.starts.Wait()
+	for _, jump := range []time.Duration{30 * 24 * time.Hour, -60 * 24 * time.Hour, 365 * 24 * time.Hour} {
+		f.clock.Add(jump)
+		f.observe(hostile(f.model), 50)
+		if st := f.Status(); st.State != Defending || st.Open.ID != first.ID || st.Begun != 1 {
+			t.Fatalf("after a jump of %v: %+v", jump, st)
+		}
+	}
+	f.model = model(t, "v2", 2)
+	if err := f.Use(f.model); err != nil {
+		t.Fatal(err)
+	}
+	f.wait(patience * DefaultCooldown)
+	f.clock.Add(30 * 24 * time.Hour)
+	f.attack() // another one, within the day
+	if st := f.Status(); st.State != Alarm || st.Open.Held != HeldBudget || len(f.defence.started) != 0 {
+		t.Errorf("a clock that jumped renewed the budget: %+v", st)
+	}
+}
+
 // A defence that was cut off by a restart goes on, under the same name, with
 // the same evidence.
 func TestCase63DefenceGoesOn(t *testing.T) {

@@ -21,7 +21,7 @@ type Figure struct {
 	Flagged float64 `json:"flagged"`      // share above the detector's own threshold
 	Shifted float64 `json:"shifted"`      // share that is unlike the usual, and not flagged
 
-	Simulated *Simulated `json:"simulated,omitempty"` // of an attack: the alarm on streams of such requests
+	Simulated *Simulated `json:"simulated,omitempty"` // the alarms on streams of such requests
 }
 
 // Evaluation says how Evaluate measures.
@@ -30,7 +30,7 @@ type Evaluation struct {
 	Epsilons []float64 // of each attack
 	Adaptive int       // steps of the adaptive attack; 0 leaves it out
 	Seed     uint64
-	Requests int                   // clean requests of each simulation; 0 leaves them out
+	Requests int                   // without an attack, of each simulation; 0 leaves simulations out
 	Progress func(done, total int) // may be nil
 }
 
@@ -71,10 +71,18 @@ func (d *Detector) Evaluate(ctx context.Context, served, guard attack.Model, x [
 			*share /= float64(len(labels))
 		}
 		f.AUROC, f.AtFive = separation(usual, hostility(scores))
-		if epsilon > 0 && e.Requests > 0 {
-			if f.Simulated, err = d.Simulate(clean, scores, e.Requests, e.Seed); err != nil {
-				return err
+		switch {
+		case e.Requests == 0:
+		case epsilon > 0:
+			f.Simulated, err = d.simulateAttack(clean, scores, e.Seed)
+		default:
+			f.Simulated, err = d.simulateBenign(scores, e.Requests, e.Seed)
+			if err == nil && len(figures) > 0 { // the first is clean
+				f.Simulated.Drift, err = d.simulateDrift(clean, scores, e.Seed)
 			}
+		}
+		if err != nil {
+			return err
 		}
 		figures = append(figures, f)
 		if e.Progress != nil {

@@ -34,14 +34,19 @@ func TestEvaluate(t *testing.T) {
 	for _, f := range figures {
 		t.Logf("%+v %+v", f, f.Simulated)
 		by[f.Traffic] = f
-		if f.Epsilon == 0 && f.Flagged > 0.03 {
-			t.Errorf("%s: %v flagged as hostile", f.Traffic, f.Flagged)
+		if f.Epsilon == 0 && (f.Flagged > 0.03 || f.Simulated.FalseAlarms > 0 || f.Simulated.Requests != 20_000) {
+			t.Errorf("%s: %v flagged as hostile, simulated %+v", f.Traffic, f.Flagged, f.Simulated)
 		}
 	}
-	if c := by["clean"]; math.Abs(c.AUROC-0.5) > 1e-9 || c.Fooled != 0 || c.Simulated != nil {
-		t.Errorf("clean: %+v", c)
+	if c := by["clean"]; math.Abs(c.AUROC-0.5) > 1e-9 || c.Fooled != 0 || c.Simulated.DriftAlarms > 0 || c.Simulated.Drift != nil {
+		t.Errorf("clean: %+v %+v", c, c.Simulated)
 	}
-	if f := by["fgsm"]; f.AUROC < 0.99 || f.Fooled < 0.3 || f.Simulated.FalseAlarms > 0 || f.Simulated.Delays[100].Median > 10 || f.Simulated.Delays[10].Median <= f.Simulated.Delays[30].Median {
+	for _, traffic := range []string{"noise 0.25", "brightness 0.2"} {
+		if s := by[traffic].Simulated; s.DriftAlarms == 0 || s.Drift.Median > 100 {
+			t.Errorf("%s: no drift: %+v %+v", traffic, s, s.Drift)
+		}
+	}
+	if f := by["fgsm"]; f.AUROC < 0.99 || f.Fooled < 0.3 || f.Simulated.Delays[100].Median > 10 || f.Simulated.Delays[10].Median <= f.Simulated.Delays[30].Median {
 		t.Errorf("fgsm: %+v %+v", f, f.Simulated)
 	}
 	if a, p := by["adaptive"], by["pgd-10"]; a.AUROC > p.AUROC+0.01 {

@@ -82,17 +82,23 @@ requests the alarm takes when such traffic comes in among clean requests.`,
 				return step.BadInput(err)
 			}
 			var b strings.Builder
-			fmt.Fprintf(&b, "%-16s %8s %8s %8s %10s %9s %9s  %s\n", "traffic", "epsilon", "fooled", "AUROC", "at 5% FPR", "flagged", "shifted", "median delay at 100, 30, 10%")
+			fmt.Fprintf(&b, "%-16s %8s %8s %8s %10s %9s %9s  %s\n", "traffic", "epsilon", "fooled", "AUROC", "at 5% FPR", "flagged", "shifted", "alarms (requests, by the median; attacks of 100, 30, 10%)")
 			for _, f := range figures {
 				epsilon := ""
 				if f.Epsilon > 0 {
 					epsilon = fmt.Sprint(f.Epsilon)
 				}
-				delays := ""
-				if s := f.Simulated; s != nil {
-					delays = fmt.Sprintf("%d, %d, %d; %d false alarms in %d", s.Delays[100].Median, s.Delays[30].Median, s.Delays[10].Median, s.FalseAlarms, s.Requests)
+				alarms := ""
+				switch s := f.Simulated; {
+				case s == nil:
+				case s.Delays != nil:
+					alarms = fmt.Sprintf("attack after %d, %d, %d", s.Delays[100].Median, s.Delays[30].Median, s.Delays[10].Median)
+				case s.Drift != nil:
+					alarms = fmt.Sprintf("drift after %d; %d attacks in %d", s.Drift.Median, s.FalseAlarms, s.Requests)
+				default:
+					alarms = fmt.Sprintf("%d drifts, %d attacks in %d", s.DriftAlarms, s.FalseAlarms, s.Requests)
 				}
-				fmt.Fprintf(&b, "%-16s %8s %7.1f%% %8.4f %9.1f%% %8.1f%% %8.1f%%  %s\n", f.Traffic, epsilon, 100*f.Fooled, f.AUROC, 100*f.AtFive, 100*f.Flagged, 100*f.Shifted, delays)
+				fmt.Fprintf(&b, "%-16s %8s %7.1f%% %8.4f %9.1f%% %8.1f%% %8.1f%%  %s\n", f.Traffic, epsilon, 100*f.Fooled, f.AUROC, 100*f.AtFive, 100*f.Flagged, 100*f.Shifted, alarms)
 			}
 			return st.Print(b.String(), struct {
 				Model    string          `json:"model"`
@@ -109,7 +115,7 @@ requests the alarm takes when such traffic comes in among clean requests.`,
 	flags.StringArrayVar(&epsilons, "epsilon", []string{"0.1", "0.15", "0.3"}, "epsilon, once for each")
 	step.Int(flags, &samples, "samples", 1000, 100, 10_000, "test images")
 	step.Int(flags, &adaptive, "adaptive", 40, 0, 1000, "steps of the attack that knows the detector; 0 leaves it out")
-	step.Int(flags, &requests, "requests", 1_000_000, 0, 100_000_000, "clean requests that the alarm is simulated on, drawn from the samples; 0 leaves the simulation out")
+	step.Int(flags, &requests, "requests", 1_000_000, 0, 100_000_000, "requests without an attack that the alarms are simulated on, for each kind; 0 leaves simulations out")
 	flags.Uint64Var(&seed, "seed", 1, "seed of everything random")
 	cmd.MarkFlagRequired("model")
 	return cmd

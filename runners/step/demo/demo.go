@@ -108,9 +108,10 @@ type Result struct {
 	PromotedDigest string `json:"promoted_digest"` // of the hardened model's artifact; "" where the gate rejected it
 	Sequence       int    `json:"sequence"`        // of the promotion in its channel
 
-	SecondsTotal float64            `json:"seconds_total"`
-	Seconds      map[string]float64 `json:"seconds"` // by phase
-	PeakRSSBytes int64              `json:"peak_rss_bytes"`
+	SecondsToRecover float64            `json:"seconds_to_recover"` // from the first hostile request to the promoted model in service; 0 where none was promoted
+	SecondsTotal     float64            `json:"seconds_total"`
+	Seconds          map[string]float64 `json:"seconds"` // by phase
+	PeakRSSBytes     int64              `json:"peak_rss_bytes"`
 
 	Report string `json:"report"` // path of the HTML page
 	Folder string `json:"folder"`
@@ -621,6 +622,7 @@ func (d *demo) incident(live *service, first *model, test *dataset.Set) (second 
 	if err != nil {
 		return nil, nil, err
 	}
+	attacked := time.Now()
 	if d.result.AttackedAccuracy, d.answers.beforeHostile, err = d.strike(live, hostile, test); err != nil {
 		return nil, nil, err
 	}
@@ -659,6 +661,7 @@ func (d *demo) incident(live *service, first *model, test *dataset.Set) (second 
 	}
 	if d.result.Verdict == "pass" {
 		d.result.PromotedDigest = digestOf(second.packed)
+		d.result.SecondsToRecover = time.Since(attacked).Seconds()
 		d.event(report.Good, "promoted", "record %d: model %s answers; %d requests dropped", d.result.Sequence, short(d.result.PromotedDigest), d.result.DroppedRequests)
 	}
 	return second, hostile, d.again(live, second, clean, hostile, test)

@@ -124,6 +124,9 @@ func (d *demo) table() string {
 	row("after the defence, clean", "%s", report.Percent(r.RecoveredCleanAccuracy))
 	row("hardened model, worst case of gate", "%s (at least %s)", report.Percent(r.PGDAccuracy), report.Percent(r.PGDAccuracyLowerBound))
 	row("detected after", "%d hostile requests", r.DetectionDelayRequests)
+	if r.SecondsToRecover > 0 {
+		row("recovered after", "%.1f s", r.SecondsToRecover)
+	}
 	row("false alarms", "%d in %d clean requests", r.FalseAlarms, r.CleanRequests)
 	row("dropped", "%d of %d requests", r.DroppedRequests, r.Requests)
 	row("model", "%s", r.ModelDigest)

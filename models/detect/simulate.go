@@ -25,18 +25,14 @@ type Delay struct {
 // requests; none is longer than simulatedLongest.
 const simulatedRuns, quietBefore, simulatedLongest = 501, 200, 1_000_000
 
-func (d *Detector) alarms() (attack, drift *Alarm, err error) {
-	if attack, err = d.Alarm(DefaultAlpha); err != nil {
-		return nil, nil, err
-	}
-	drift, err = d.DriftAlarm(DefaultAlpha)
-	return attack, drift, err
-}
-
 // simulateBenign runs both alarms on as many requests as are asked for, drawn
 // from real ones that are no attack.
 func (d *Detector) simulateBenign(scores []Score, requests int, seed uint64) (*Simulated, error) {
-	attack, drift, err := d.alarms()
+	attack, err := d.Alarm(DefaultAlpha)
+	if err != nil {
+		return nil, err
+	}
+	drift, err := d.DriftAlarm(DefaultAlpha)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +55,7 @@ func (d *Detector) simulateBenign(scores []Score, requests int, seed uint64) (*S
 // simulateAttack runs the alarm of an attack on hostile requests that come in
 // among clean ones as 100, 30 and 10 percent of the traffic.
 func (d *Detector) simulateAttack(clean, hostile []Score, seed uint64) (*Simulated, error) {
-	attack, _, err := d.alarms()
+	attack, err := d.Alarm(DefaultAlpha)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +69,7 @@ func (d *Detector) simulateAttack(clean, hostile []Score, seed uint64) (*Simulat
 // simulateDrift runs the alarm of drift on traffic that changes from one
 // request to the next.
 func (d *Detector) simulateDrift(clean, changed []Score, seed uint64) (*Delay, error) {
-	_, drift, err := d.alarms()
+	drift, err := d.DriftAlarm(DefaultAlpha)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,6 @@ type batches struct {
 	seed          uint64
 	rows          int // images a batch
 	shift         int // pixels
-	shape         nn.Shape
 	size, classes int
 	kept          int // rows that stay clean, but for TRADES
 	model         attack.Model
@@ -36,7 +35,7 @@ type batches struct {
 func newBatches(train *dataset.Set, model attack.Model, recipe Recipe, seed uint64) *batches {
 	net := model.Network()
 	b := &batches{
-		train: train, seed: seed, rows: recipe.Batch, shift: recipe.Shift, shape: net.Input, size: net.Input.Size(), classes: net.Classes(),
+		train: train, seed: seed, rows: recipe.Batch, shift: recipe.Shift, size: net.Input.Size(), classes: net.Classes(),
 		kept: recipe.CleanRows(), model: model,
 		epoch: -1, order: make([]int, train.Len()), labels: make([]uint8, recipe.Batch),
 		loop: attack.Loop{Model: model}, rng: rand.NewPCG(0, 0),
@@ -80,7 +79,7 @@ func (b *batches) load(step int) {
 		draw := rand.New(b.rng)
 		for row := range b.rows {
 			down, right := draw.IntN(2*b.shift+1)-b.shift, draw.IntN(2*b.shift+1)-b.shift
-			shift(b.clean[row*b.size:][:b.size], b.shape, down, right)
+			shift(b.clean[row*b.size:][:b.size], b.train.Shape, down, right)
 		}
 	}
 }

@@ -111,45 +111,50 @@ func TestCase37NoWayBackWithoutRollback(t *testing.T) {
 
 // Of those that compared with the same model exactly one wins.
 func TestCase39TwoPromotionsRace(t *testing.T) {
-	const racers = 3
 	g, err := store.Start(t.Context(), filepath.Join(t.TempDir(), "layout"), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer g.Close()
 	for _, place := range []string{g.Addr() + "/team/tiny", "oci:" + t.TempDir()} {
-		l := newLine(t, place, racers)
-		var group sync.WaitGroup
-		var won [racers]*channel.Head
-		for i := range racers {
-			group.Go(func() {
-				p := l.promotion(i)
-				p.InService = new("")
-				head, err := channel.Promote(t.Context(), p)
-				var conflict *channel.Conflict
-				if err != nil && !errors.As(err, &conflict) {
-					t.Error(err)
-				}
-				won[i] = head
-			})
-		}
-		group.Wait()
-		head, err := l.read()
-		if err != nil {
-			t.Fatal(err)
-		}
-		winners := 0
-		for _, w := range won {
-			if w == nil {
-				continue
+		newLine(t, place, 3).race(nil)
+	}
+}
+
+// race promotes all models at once, each compared with none in service: exactly
+// one wins, and is the head.
+func (l *line) race(lock channel.Lock) {
+	l.t.Helper()
+	var group sync.WaitGroup
+	won := make([]*channel.Head, len(l.models))
+	for i := range won {
+		group.Go(func() {
+			p := l.promotion(i)
+			p.Lock, p.InService = lock, new("")
+			head, err := channel.Promote(l.t.Context(), p)
+			var conflict *channel.Conflict
+			if err != nil && !errors.As(err, &conflict) {
+				l.t.Error(err)
 			}
-			if winners++; *w != *head {
-				t.Errorf("%s: %+v was told that it won, and the head is %+v", place, w, head)
-			}
+			won[i] = head
+		})
+	}
+	group.Wait()
+	head, err := l.read()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	winners := 0
+	for _, w := range won {
+		if w == nil {
+			continue
 		}
-		if winners != 1 || head.Sequence != 1 {
-			t.Errorf("%s: %d won, and the head is %+v", place, winners, head)
+		if winners++; *w != *head {
+			l.t.Errorf("%s: %+v was told that it won, and the head is %+v", l.place, w, head)
 		}
+	}
+	if winners != 1 || head.Sequence != 1 {
+		l.t.Errorf("%s: %d won, and the head is %+v", l.place, winners, head)
 	}
 }
 

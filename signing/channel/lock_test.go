@@ -49,42 +49,9 @@ func (m *memory) Swap(_ context.Context, name string, old, next channel.Place) e
 // TestCase39LockDecides: with a lock exactly one of those that compared with
 // the same model wins, in a registry that decides nothing.
 func TestCase39LockDecides(t *testing.T) {
-	const racers = 4
 	s := httptest.NewServer(registry.New(registry.WithReferrersSupport(true), registry.Logger(log.New(io.Discard, "", 0))))
 	defer s.Close()
-	l := newLine(t, strings.TrimPrefix(s.URL, "http://")+"/tiny", racers)
-	lock := &memory{}
-	var group sync.WaitGroup
-	var won [racers]*channel.Head
-	for i := range racers {
-		group.Go(func() {
-			p := l.promotion(i)
-			p.Lock, p.InService = lock, new("")
-			head, err := channel.Promote(t.Context(), p)
-			var conflict *channel.Conflict
-			if err != nil && !errors.As(err, &conflict) {
-				t.Error(err)
-			}
-			won[i] = head
-		})
-	}
-	group.Wait()
-	head, err := l.read()
-	if err != nil {
-		t.Fatal(err)
-	}
-	winners := 0
-	for _, w := range won {
-		if w != nil {
-			winners++
-			if *w != *head {
-				t.Errorf("%+v was told that it won, and the head is %+v", w, head)
-			}
-		}
-	}
-	if winners != 1 || head.Sequence != 1 {
-		t.Errorf("%d won, and the head is %+v", winners, head)
-	}
+	newLine(t, strings.TrimPrefix(s.URL, "http://")+"/tiny", 4).race(&memory{})
 }
 
 // TestCase41KilledBetweenLockAndRegistry: the record that the lock names gets

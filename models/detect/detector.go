@@ -36,7 +36,10 @@ type Calibration struct {
 	Histogram []float64 `json:"histogram"` // mean shares of pixels by bin
 	Forest    Forest    `json:"forest"`
 	Attack    Cut       `json:"attack"` // on the forest's score: above it a request is flagged as hostile
-	Drift     Cut       `json:"drift"`  // on how unlike the usual a request is
+	// Benign is the same threshold on benignly changed examples of set B, of the
+	// kind that is flagged most often: where such a change lasts it is the usual rate.
+	Benign Cut `json:"benign"`
+	Drift  Cut `json:"drift"` // on how unlike the usual a request is
 	// Caught is the share of attacked images that is flagged, on images that
 	// the forest did not see.
 	Caught float64 `json:"caught"`
@@ -52,9 +55,9 @@ type Signal struct {
 // Cut is a threshold and what is known of it.
 type Cut struct {
 	Threshold float64 `json:"threshold"`
-	Exceeded  int     `json:"exceeded"` // clean examples of set B above the threshold
+	Exceeded  int     `json:"exceeded"` // examples of set B above the threshold
 	Trials    int     `json:"trials"`   // examples of set B
-	Bound     float64 `json:"bound"`    // upper confidence bound on the share of clean requests above it
+	Bound     float64 `json:"bound"`    // upper confidence bound on the share of such requests above it
 }
 
 // Gaussians describe the logits of clean images by the class that they are
@@ -70,7 +73,7 @@ const (
 	// and shiftQuantile that of benignly changed ones, of every kind: so noise,
 	// a turned camera or another light raises no attack.
 	attackQuantile = 0.995
-	shiftQuantile  = 0.99
+	shiftQuantile  = 0.995
 	// driftQuantile is lower: a turned image differs from the usual ones less
 	// than it differs from its own original, and drift is in no hurry.
 	driftQuantile = 0.95
@@ -85,10 +88,12 @@ const (
 	driftSafety = 1.5
 	// minExamples keeps five examples above the attack's threshold.
 	minExamples = 1000
-	// shiftExamples are changed by each shift, and attackExamples attacked by
-	// each attack: enough for the quantile and the forest.
-	shiftExamples  = 500
-	attackExamples = 120
+	// attackExamples, at most, are attacked by each attack, for the forest.
+	// benignRows is how many benignly changed examples it learns from, and clean
+	// ones, for each hostile one: with one, a seventh of the attacks passed below
+	// the threshold that noise asks for.
+	attackExamples = 150
+	benignRows     = 2
 	// maxQuantiles keeps a detector's file small; the bound is from set B, so
 	// it stays honest however coarse the tables are.
 	maxQuantiles = 1000
@@ -157,9 +162,8 @@ func Calibrate(ctx context.Context, served attack.Model, guard *nn.Network, a, b
 	scores, unlike := column(clean, c.Forest.score), column(clean, c.unlike)
 	c.Attack.Threshold = at(scores, attackQuantile)
 	c.Drift.Threshold = at(unlike, driftQuantile)
-	n := min(shiftExamples, len(clean))
 	for i, shift := range CalibrationShifts {
-		changed := shift.Apply(rest[:n*network.Input.Size()], n, network.Input, uint64(i))
+		changed := shift.Apply(rest, len(clean), network.Input, uint64(i))
 		scores := column(s.signalsOf(changed), c.Forest.score)
 		c.Attack.Threshold = max(c.Attack.Threshold, at(scores, shiftQuantile))
 	}
@@ -174,23 +178,31 @@ func Calibrate(ctx context.Context, served attack.Model, guard *nn.Network, a, b
 	clean = s.signalsOf(bound)
 	c.Attack.count(column(clean, c.Forest.score))
 	c.Drift.count(column(clean, c.unlike))
+	for i, shift := range CalibrationShifts {
+		changed := shift.Apply(bound, b.Len(), network.Input, uint64(200+i))
+		kind := Cut{Threshold: c.Attack.Threshold}
+		kind.count(column(s.signalsOf(changed), c.Forest.score))
+		if kind.Bound > c.Benign.Bound {
+			c.Benign = kind
+		}
+	}
 	return d, d.Check()
 }
 
 // plant grows the forest: clean and benignly changed images against attacked
-// ones, as many of each side.
+// ones.
 func (d *Detector) plant(ctx context.Context, served attack.Model, s *Scorer, x []float32, labels []uint8) error {
 	c, input := &d.Calibration, served.Network().Input
 	size := input.Size()
-	n := attackExamples
+	kinds := len(attacks(1)) * len(epsilons)
+	n := min(attackExamples, len(labels)/kinds)
 	var rows [][signalCount]float64
 	for i, shift := range CalibrationShifts {
-		m := n * 4 / len(CalibrationShifts)
+		m := benignRows * n * kinds / len(CalibrationShifts)
 		lo := i * m % (len(labels) - m)
 		rows = append(rows, s.signalsOf(shift.Apply(x[lo*size:(lo+m)*size], m, input, uint64(100+i)))...)
 	}
-	m := min(4*n, len(labels))
-	rows = append(rows, s.signalsOf(x[:m*size])...)
+	rows = append(rows, s.signalsOf(x)...)
 	usual := len(rows)
 	err := eachAttack(ctx, served, x, labels, n, func(_ attack.Attack, attacked []float32) {
 		rows = append(rows, s.signalsOf(attacked)...)
@@ -333,6 +345,9 @@ func (d *Detector) Check() error {
 	if err := c.Attack.check(maxBound); err != nil {
 		return err
 	}
+	if err := c.Benign.check(maxBound); err != nil {
+		return fmt.Errorf("benign changes: %w", err)
+	}
 	if err := c.Drift.check(maxDriftBound); err != nil {
 		return fmt.Errorf("drift: %w", err)
 	}
@@ -350,7 +365,7 @@ func (c *Cut) check(most float64) error {
 		return fmt.Errorf("bound %v: %d of %d flagged give %v", c.Bound, c.Exceeded, c.Trials, want)
 	}
 	if c.Bound > most {
-		return fmt.Errorf("up to %.1f%% of clean requests would be flagged: the calibration sets differ too much", 100*c.Bound)
+		return fmt.Errorf("up to %.1f%% of usual requests would be flagged: the calibration sets differ too much", 100*c.Bound)
 	}
 	return nil
 }
@@ -369,10 +384,10 @@ func (f *Forest) highest() float64 {
 }
 
 // Alarm watches for hostile requests; 1/alpha is the average number of
-// requests to a false alarm, at least, as long as clean ones are flagged at
-// most twice as often as the calibration's bound says.
+// requests to a false alarm, at least, as long as clean and benignly changed
+// ones are flagged at most twice as often as the calibration's bounds say.
 func (d *Detector) Alarm(alpha float64) (*Alarm, error) {
-	return NewAlarm(safety*d.Calibration.Attack.Bound, alpha)
+	return NewAlarm(safety*max(d.Calibration.Attack.Bound, d.Calibration.Benign.Bound), alpha)
 }
 
 // DriftAlarm watches in the same way for requests that are unlike those of the

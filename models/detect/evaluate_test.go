@@ -21,7 +21,7 @@ func TestEvaluate(t *testing.T) {
 	}
 	done := 0
 	figures, err := d.Evaluate(t.Context(), gradients(t, served), gradients(t, d.Guard), set.pixels, labels, Evaluation{
-		Attacks: []string{"fgsm", "pgd-10"}, Epsilons: []float64{0.3}, Adaptive: 10, Seed: 1, Requests: 20_000,
+		Attacks: []string{"fgsm", "pgd-10"}, Epsilons: []float64{0.3}, Adaptive: 10, Seed: 1, Requests: 200_000,
 		Progress: func(n, total int) { done = n*1000 + total },
 	})
 	if err != nil {
@@ -34,7 +34,7 @@ func TestEvaluate(t *testing.T) {
 	for _, f := range figures {
 		t.Logf("%+v %+v", f, f.Simulated)
 		by[f.Traffic] = f
-		if f.Epsilon == 0 && (f.Flagged > 0.03 || f.Simulated.FalseAlarms > 0 || f.Simulated.Requests != 20_000) {
+		if f.Epsilon == 0 && (f.Flagged > 0.03 || f.Simulated.FalseAlarms > 0 || f.Simulated.Requests != 200_000) {
 			t.Errorf("%s: %v flagged as hostile, simulated %+v", f.Traffic, f.Flagged, f.Simulated)
 		}
 	}

@@ -3,6 +3,7 @@ package detect
 import (
 	"bytes"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -80,7 +81,7 @@ func FuzzDecode(f *testing.F) {
 	for i := range d.Calibration.Signals { // a small file, to fuzz faster
 		d.Calibration.Signals[i].Quantiles = []float64{0, .1, .2, .3, .4, .5, .6, .7, .8, 2}
 	}
-	d.Calibration.Forest.Trees = [][]Node{{{Signal: 0, Children: []int{0, 1, 2, 1, 1, 1, 1, 1}, Hostile: .5}, {Hostile: .1}, {Hostile: .99}}}
+	d.Calibration.Forest.Trees = [][]Node{{{Signal: 0, Children: append([]int{0, 1, 2}, slices.Repeat([]int{1}, binCount-3)...), Hostile: .5}, {Hostile: .1}, {Hostile: .99}}}
 	guard, calibration, err := d.Encode()
 	if err != nil {
 		f.Fatal(err)

@@ -29,8 +29,8 @@ type Node struct {
 }
 
 const (
-	treeCount = 20
-	binCount  = 8
+	treeCount = 40
+	binCount  = 16
 	// maxTrees and maxNodes bound a forest that is read from a file.
 	maxTrees = 256
 	maxNodes = 1 << 16

@@ -21,7 +21,7 @@ func (s Shift) String() string { return fmt.Sprintf("%s %v", s.Kind, s.Amount) }
 var CalibrationShifts = []Shift{
 	{"noise", 0.1}, {"noise", 0.2}, {"noise", 0.3},
 	{"rotation", 15}, {"rotation", 30}, {"rotation", 45},
-	{"brightness", -0.3}, {"brightness", -0.15}, {"brightness", 0.15}, {"brightness", 0.3},
+	{"brightness", -0.3}, {"brightness", -0.15}, {"brightness", 0.05}, {"brightness", 0.15}, {"brightness", 0.3},
 }
 
 // TestShifts are others, to judge a detector by.

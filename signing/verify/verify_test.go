@@ -103,58 +103,66 @@ func TestVerifyAndLoad(t *testing.T) {
 	}
 }
 
-func TestCase27UnsignedAndForeignSignatures(t *testing.T) {
-	key, stranger := signingtest.Key(t), signingtest.Key(t)
-	b, policy := signingtest.Build(t, 1), signingtest.Policy(key)
+// Artifacts that were signed, copied and revoked as case.json in each folder
+// says, and the policy that they meet.
+func TestCase27Case31Case32Case33Artifacts(t *testing.T) {
+	keys := map[string]*sign.Key{}
+	for _, name := range []string{"a", "b", "c", "stranger", "retired", "current"} {
+		keys[name] = signingtest.Key(t)
+	}
 	host := served(t)
-	t.Run("unsigned", func(t *testing.T) {
-		ref := signingtest.Pack(t, host+"/unsigned:v1", b)
-		_, err := verify.Verify(t.Context(), ref, policy)
-		refusedFor(t, err, "not signed")
-	})
-	t.Run("wrong key", func(t *testing.T) {
-		ref := signingtest.Pack(t, host+"/wrong:v1", b, stranger)
-		_, err := verify.Verify(t.Context(), ref, policy)
-		refusedFor(t, err, "0 of 1 signers")
-	})
-	t.Run("copied from another repository", func(t *testing.T) {
-		from, to := signingtest.Pack(t, host+"/staging/tiny:v1", b, key), host+"/production/tiny"
-		if _, err := verify.Verify(t.Context(), from, policy); err != nil {
+	corpus(t, "artifact", func(t *testing.T, read func(string) []byte) error {
+		c := struct {
+			SignedBy     []string          `json:"signed_by"`
+			SignatureBy  []string          `json:"signature_by"` // who signs, and makes no statement
+			SignedAt     string            `json:"signed_at"`    // the repository that it is copied from
+			OtherDigest  bool              `json:"other_digest"` // signatures and statements lie beside another artifact
+			Trusted      map[string]string `json:"trusted"`      // names in the policy and their keys
+			Threshold    int               `json:"threshold"`
+			Repositories []string          `json:"repositories"`
+			Revoked      bool              `json:"revoked"`
+		}{Trusted: map[string]string{"a": "a"}}
+		decoder := json.NewDecoder(bytes.NewReader(read("case.json")))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&c); err != nil {
 			t.Fatal(err)
 		}
-		copyAll(t, from, to)
-		_, err := verify.Verify(t.Context(), to+":v1", policy)
-		refusedFor(t, err, "staging/tiny")
-		policy.Repositories = []string{"localhost/staging/*"}
-		if _, err := verify.Verify(t.Context(), to+":v1", policy); err != nil {
-			t.Errorf("allowed: %v", err)
+		here := host + "/" + filepath.Base(t.Name())
+		at := here
+		if c.SignedAt != "" {
+			at = host + "/" + c.SignedAt
 		}
-	})
-	t.Run("of another digest", func(t *testing.T) {
-		signed := signingtest.Pack(t, host+"/digests:v1", b, key)
-		other := signingtest.Pack(t, host+"/digests:v2", signingtest.Build(t, 2))
-		r, err := store.Open(t.Context(), signed)
-		if err != nil {
-			t.Fatal(err)
+		var signers []*sign.Key
+		for _, name := range c.SignedBy {
+			signers = append(signers, keys[name])
 		}
-		defer r.Close()
-		for _, suffix := range []string{".sig", ".att"} {
-			list := mustTag(t, signed+suffix)
-			image, err := remote.Image(list, r.Options(t.Context())...)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := remote.Write(mustTag(t, other+suffix), image, r.Options(t.Context())...); err != nil {
+		ref := signingtest.Pack(t, at+":v1", signingtest.Build(t, 1), signers...)
+		for _, name := range c.SignatureBy {
+			if _, err := keys[name].Sign(t.Context(), ref); err != nil {
 				t.Fatal(err)
 			}
 		}
-		_, err = verify.Verify(t.Context(), other, policy)
-		refusedFor(t, err, "digest")
-	})
-	t.Run("no key", func(t *testing.T) {
-		if _, err := verify.Verify(t.Context(), host+"/staging/tiny:v1", verify.Policy{}); err == nil {
-			t.Error("accepted without a key")
+		policy := signingtest.Policy()
+		for name, key := range c.Trusted {
+			policy.Keys = append(policy.Keys, verify.Key{Name: name, PEM: keys[key].PublicKey()})
 		}
+		policy.Threshold, policy.Repositories = c.Threshold, c.Repositories
+		if c.Revoked {
+			policy.Revoked = []string{ref[strings.IndexByte(ref, '@')+1:]}
+		}
+		switch {
+		case c.OtherDigest:
+			other := signingtest.Pack(t, at+":v2", signingtest.Build(t, 2))
+			for _, suffix := range []string{".sig", ".att"} {
+				copyTag(t, mustTag(t, ref+suffix), mustTag(t, other+suffix).Name())
+			}
+			ref = other
+		case at != here:
+			copyAll(t, ref, here)
+			ref = here + ":v1"
+		}
+		_, err := verify.Verify(t.Context(), ref, policy)
+		return err
 	})
 }
 
@@ -180,17 +188,22 @@ func copyAll(t *testing.T, from, to string) {
 		mustTag(t, from+".sig"): mustTag(t, to+from[strings.IndexByte(from, '@'):]+".sig").Name(),
 		mustTag(t, from+".att"): mustTag(t, to+from[strings.IndexByte(from, '@'):]+".att").Name(),
 	} {
-		image, err := remote.Image(src)
-		if err != nil {
-			t.Fatal(err)
-		}
-		tag, err := name.NewTag(dst)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := remote.Write(tag, image); err != nil {
-			t.Fatal(err)
-		}
+		copyTag(t, src, dst)
+	}
+}
+
+func copyTag(t *testing.T, src name.Reference, dst string) {
+	t.Helper()
+	image, err := remote.Image(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag, err := name.NewTag(dst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(tag, image); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -478,62 +491,23 @@ type manifest []byte
 func (m manifest) RawManifest() ([]byte, error)       { return m, nil }
 func (m manifest) MediaType() (ggcr.MediaType, error) { return ggcr.OCIManifestSchema1, nil }
 
-func TestCase31RepositoryPatternsAreAnchored(t *testing.T) {
+// A policy that would not mean what it seems to is refused.
+func TestCase31Case32PoliciesThatAreNone(t *testing.T) {
 	key := signingtest.Key(t)
-	host := served(t)
-	for repository, ok := range map[string]bool{
-		"prod/tiny": true, "prod/a/b": true, "evil-prod-x": false, "prod-x/tiny": false, "x/prod/tiny": false, "prodx": false,
-	} {
-		from := signingtest.Pack(t, host+"/"+repository+":v1", signingtest.Build(t, 1), key)
-		copyAll(t, from, host+"/here")
-		policy := verify.Policy{Keys: signingtest.Policy(key).Keys, Repositories: []string{"localhost/prod/*"}}
-		if _, err := verify.Verify(t.Context(), host+"/here:v1", policy); (err == nil) != ok {
-			t.Errorf("%s: %v", repository, err)
-		}
+	ref := signingtest.Pack(t, served(t)+"/prod/tiny:v1", signingtest.Build(t, 1), key)
+	if _, err := verify.Verify(t.Context(), ref, verify.Policy{}); err == nil {
+		t.Error("accepted without a key")
+	}
+	twice := []verify.Key{{Name: "a", PEM: key.PublicKey()}, {Name: "b", PEM: key.PublicKey()}}
+	if _, err := verify.Verify(t.Context(), ref, verify.Policy{Threshold: 2, Keys: twice}); err == nil {
+		t.Error("one key under two names counts twice")
 	}
 	for _, pattern := range []string{"prod", "*", "ghcr.io/*/x", "ghcr.io/prod*", "ghcr.io/.*", "", "https://ghcr.io/x"} {
 		policy := verify.Policy{Keys: signingtest.Policy(key).Keys, Repositories: []string{pattern}}
-		if _, err := verify.Verify(t.Context(), host+"/prod/tiny:v1", policy); err == nil {
+		if _, err := verify.Verify(t.Context(), ref, policy); err == nil {
 			t.Errorf("pattern %q was accepted", pattern)
 		}
 	}
-}
-
-func TestCase32TwoSigners(t *testing.T) {
-	one, two, other := signingtest.Key(t), signingtest.Key(t), signingtest.Key(t)
-	b, host := signingtest.Build(t, 1), served(t)
-	policy := signingtest.Policy(one, two, other)
-	policy.Threshold = 2
-	alone := signingtest.Pack(t, host+"/alone:v1", b, one)
-	_, err := verify.Verify(t.Context(), alone, policy)
-	refusedFor(t, err, "1 of 2 signers")
-	both := signingtest.Pack(t, host+"/both:v1", b, one, two)
-	if v, err := verify.Verify(t.Context(), both, policy); err != nil || len(v.Keys) != 2 {
-		t.Errorf("two signers: %+v, %v", v, err)
-	}
-	twice := verify.Policy{Threshold: 2, Keys: []verify.Key{{Name: "a", PEM: one.PublicKey()}, {Name: "b", PEM: one.PublicKey()}}}
-	if _, err := verify.Verify(t.Context(), alone, twice); err == nil {
-		t.Error("one key under two names counted twice")
-	}
-	// Two signatures, and the statements of only one.
-	half := signingtest.Pack(t, host+"/half:v1", b, one)
-	if _, err := two.Sign(t.Context(), half); err != nil {
-		t.Fatal(err)
-	}
-	_, err = verify.Verify(t.Context(), half, policy)
-	refusedFor(t, err, "no statement")
-}
-
-func TestCase33RetiredKeyAndRevokedDigest(t *testing.T) {
-	retired, current := signingtest.Key(t), signingtest.Key(t)
-	ref := signingtest.Pack(t, served(t)+"/tiny:v1", signingtest.Build(t, 1), retired)
-	if _, err := verify.Verify(t.Context(), ref, signingtest.Policy(current)); err == nil {
-		t.Error("a retired key was accepted")
-	}
-	policy := signingtest.Policy(retired)
-	policy.Revoked = []string{ref[strings.IndexByte(ref, '@')+1:]}
-	_, err := verify.Verify(t.Context(), ref, policy)
-	refusedFor(t, err, "revoked")
 }
 
 // A registry that moves the tag after every time that it was read.

@@ -290,7 +290,7 @@ func (s *Server) classify(ctx context.Context, j *job, model, version string, pa
 	select {
 	case s.admitted <- struct{}{}:
 	default:
-		return answer, nil, &refusal{http.StatusTooManyRequests, overload, fmt.Errorf("overloaded: %d requests are in flight", cap(s.admitted))}
+		return answer, nil, s.overloaded()
 	}
 	s.metrics.inFlight.Inc()
 	defer func() {
@@ -334,6 +334,10 @@ func (s *Server) classify(ctx context.Context, j *job, model, version string, pa
 	}, outputs, nil
 }
 
+func (s *Server) overloaded() error {
+	return &refusal{http.StatusTooManyRequests, overload, fmt.Errorf("overloaded: %d requests are in flight", cap(s.admitted))}
+}
+
 func (s *Server) infer(w http.ResponseWriter, r *http.Request) error {
 	j := jobs.Get().(*job)
 	defer j.free()
@@ -344,6 +348,9 @@ func (s *Server) infer(w http.ResponseWriter, r *http.Request) error {
 	headerLength, err := checkHeaders(r)
 	if err != nil {
 		return err
+	}
+	if len(s.admitted) == cap(s.admitted) { // before its body costs as much as its answer
+		return s.overloaded()
 	}
 	release, err := s.read(j, w, r)
 	defer release()

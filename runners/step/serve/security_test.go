@@ -24,6 +24,7 @@ import (
 
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/runners/step/serve/inference"
+	"github.com/temper-ml/temper/runners/step/serve/inference/inferencetest"
 )
 
 // endless is a body that never ends, and counts what was taken of it.
@@ -232,60 +233,28 @@ func TestCase54OverloadIsShed(t *testing.T) {
 	}
 }
 
-// TestCase54TenTimesTheCapacity: ten clients for each request that is admitted
-// send as fast as they can. What is admitted is answered soon, the rest is shed
-// at once, and when they are gone the server is as before.
+// TestCase54TenTimesTheCapacity: ten clients for each request that is admitted.
+// What is admitted is answered nearly as soon as without the others, the rest is
+// shed at once, and when they are gone the server is as before.
 func TestCase54TenTimesTheCapacity(t *testing.T) {
 	const capacity = 4
 	s := start(t, model(t, wong, 1), func(o *Options) { o.MaxInFlight = capacity })
-	transport := &http.Transport{MaxIdleConnsPerHost: 10 * capacity}
-	defer transport.CloseIdleConnections()
-	c := inference.Client{URL: s.url, Model: "digits", Binary: true, HTTP: &http.Client{Transport: transport}}
-	x := make([]float32, 8*wong.Input.Size())
-	var shed atomic.Int64
-	var clients sync.WaitGroup
-	stop := time.Now().Add(time.Second)
-	for range 10 * capacity {
-		clients.Go(func() {
-			for time.Now().Before(stop) {
-				_, err := c.Predict(t.Context(), x, 8, wong.Input)
-				var status *inference.StatusError
-				switch {
-				case errors.As(err, &status) && status.Code == http.StatusTooManyRequests:
-					shed.Add(1)
-				case err != nil:
-					t.Error(err)
-				}
-			}
-		})
-	}
-	clients.Wait()
-	// The server's own figure: the clients queue for the same cores.
-	families, err := s.metrics.registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		if f.GetName() == "temper_inference_duration_seconds" {
-			h, found := f.Metric[0].GetHistogram(), false
-			for _, b := range h.Bucket {
-				found = found || b.GetUpperBound() == 2.5
-				// Generous: the race detector and a busy machine are slow, too.
-				if b.GetUpperBound() == 2.5 && float64(b.GetCumulativeCount()) < 0.99*float64(h.GetSampleCount()) {
-					t.Errorf("%d of %d admitted requests took more than 2.5 s", h.GetSampleCount()-b.GetCumulativeCount(), h.GetSampleCount())
-				}
-			}
-			if h.GetSampleCount() == 0 || !found {
-				t.Error("nothing was answered, or not measured")
-			}
+	server := inferencetest.Server{URL: s.url, Model: "digits", Metrics: s.adminURL + "/metrics", Operator: http.DefaultClient, Shape: wong.Input}
+	run := func(clients int) *inferencetest.Load {
+		t.Helper()
+		l, err := server.Load(t.Context(), clients, time.Second)
+		if err != nil {
+			t.Fatal(err)
 		}
+		t.Logf("%d clients: %+v", clients, *l)
+		return l
 	}
-	if shed.Load() == 0 {
-		t.Error("nothing was shed: the test shows nothing")
+	full := run(capacity)
+	if err := run(10 * capacity).Bounded(full); err != nil {
+		t.Error(err)
 	}
-	began := time.Now()
-	if _, err := c.Predict(t.Context(), x, 8, wong.Input); err != nil || time.Since(began) > 5*time.Second {
-		t.Errorf("after the overload: %v, %v", time.Since(began), err)
+	if after := run(1); after.Shed > 0 {
+		t.Errorf("after the overload: %+v", *after)
 	}
 }
 

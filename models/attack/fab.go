@@ -115,12 +115,19 @@ func (f *fabWalk) next(w *walk) bool {
 	return f.target < len(f.targets)
 }
 
+// dot sums in four parts: one would wait for each addition.
 func dot(a, b []float32) float64 {
-	sum := 0.0
-	for i, v := range a {
-		sum += float64(v) * float64(b[i])
+	var s0, s1, s2, s3 float64
+	for ; len(a) >= 4 && len(b) >= 4; a, b = a[4:], b[4:] {
+		s0 += float64(a[0]) * float64(b[0])
+		s1 += float64(a[1]) * float64(b[1])
+		s2 += float64(a[2]) * float64(b[2])
+		s3 += float64(a[3]) * float64(b[3])
 	}
-	return sum
+	for i, v := range a {
+		s0 += float64(v) * float64(b[i])
+	}
+	return s0 + s1 + s2 + s3
 }
 
 // projection is the way from a point to a hyperplane with the least movement
@@ -145,35 +152,31 @@ func newProjection(size int) projection {
 // after a few pieces; it needs no sorting.
 func (j *projection) project(p, w []float32, b float64) float64 {
 	gap := dot(w, p) - b
-	sign := float32(1)
+	flip := uint32(0) // the sign bit, where a pixel must move with its weight
 	if gap < 0 {
-		sign, gap = -1, -gap
+		flip, gap = 1<<31, -gap
 	}
-	reach := 0.0
+	// Signs of weights are a coin's throw, which branches would guess wrong half
+	// the time: masks instead.
+	p, weights, rooms := p[:len(w)], j.weight[:len(w)], j.room[:len(w)]
 	for i, v := range w {
-		v *= sign
-		switch {
-		case v > 0:
-			j.weight[i], j.room[i] = v, p[i]
-		case v < 0:
-			j.weight[i], j.room[i] = -v, 1-p[i]
-		default:
-			j.weight[i], j.room[i] = 0, 0
-		}
-		reach += float64(j.weight[i]) * float64(j.room[i])
+		bits := math.Float32bits(v) ^ flip
+		size := bits &^ (1 << 31)
+		up := uint32(int32(bits) >> 31)       // all ones where the weight is negative
+		some := uint32(-int32(size)>>31) >> 1 // all ones but the sign where it is not 0
+		room := math.Float32frombits((math.Float32bits(p[i])&^up | math.Float32bits(1-p[i])&up) & some)
+		weights[i], rooms[i] = math.Float32frombits(size), room
 	}
 	t := float32(math.Inf(1))
-	if reach > gap {
+	if dot(weights, rooms) > gap {
 		t = j.solve(gap)
 	}
 	most := float32(0)
 	for i, v := range w {
-		d := min(t, j.room[i])
+		d := min(t, rooms[i])
 		most = max(most, d)
-		if v*sign > 0 {
-			d = -d
-		}
-		j.move[i] = d
+		down := (math.Float32bits(v) ^ flip ^ 1<<31) & (1 << 31)
+		j.move[i] = math.Float32frombits(math.Float32bits(d) | down)
 	}
 	return float64(most)
 }
@@ -185,12 +188,11 @@ func (j *projection) solve(gap float64) float32 {
 		limit := float32(t)
 		got, slope := 0.0, 0.0
 		for i, room := range j.room {
-			weight := float64(j.weight[i])
-			if room > limit {
-				slope += weight
-			} else {
-				got += weight * float64(room)
-			}
+			weight := math.Float32bits(j.weight[i])
+			// Of floats that are not negative the larger has the larger bits.
+			free := uint32(int32(math.Float32bits(limit)-math.Float32bits(room)) >> 31) // all ones where the room is larger
+			slope += float64(math.Float32frombits(weight & free))
+			got += float64(math.Float32frombits(weight&^free)) * float64(room)
 		}
 		if slope == 0 {
 			return limit

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"github.com/temper-ml/temper/models/nn/kernel"
 	"github.com/temper-ml/temper/models/unknown"
 )
 
@@ -100,12 +101,7 @@ type Linf float32
 
 // Project clips every pixel to [clean-r, clean+r] and [0,1].
 func (r Linf) Project(x, clean []float32) {
-	reach := r.reach()
-	clean = clean[:len(x)]
-	for i, v := range x {
-		c := clean[i]
-		x[i] = min(max(v, c-reach, 0), c+reach, 1)
-	}
+	kernel.SignStep(x, clean, clean, 0, r.reach()) // a step of no length is the projection alone
 }
 
 // reach is the radius less what rounding can add: between 0 and 1, c+reach and

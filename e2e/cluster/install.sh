@@ -4,7 +4,14 @@
 source "$(dirname "$0")/lib.sh"
 source=$1
 
-apply() { kubectl apply --server-side --force-conflicts -f - >/dev/null; }
+# apply tries again: a webhook that is ready is not at once to be reached.
+apply() {
+  local manifests
+  manifests=$(mktemp)
+  cat >"$manifests"
+  wait_for 60 kubectl apply --server-side --force-conflicts -f "$manifests"
+  rm "$manifests"
+}
 ready() { kubectl -n "$1" rollout status deployment --timeout=300s >/dev/null; }
 # join FILE...: as one stream of YAML documents.
 join() { for file in "$@"; do printf -- '---\n' && cat "$file" && echo; done; }

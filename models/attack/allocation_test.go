@@ -32,7 +32,7 @@ func TestStepsAllocateNoTensors(t *testing.T) {
 	loop := attack.Loop{Model: m, Ball: attack.Linf(0.3), Alpha: 0.1}
 	loss := attack.CrossEntropy(labels, 10)
 	step := func() {
-		if err := loop.Step(x, clean, n, loss); err != nil {
+		if err := loop.Ascend(x, clean, n, 1, loss); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -283,7 +283,7 @@ func TestCase44FGSMEqualsOnePGDStep(t *testing.T) {
 	}
 	loop := Loop{Model: m, Ball: ball, Alpha: float32(threat.Epsilon)}
 	step := slices.Clone(x)
-	if err := loop.Step(step, x, 6, CrossEntropy(labels, 5)); err != nil {
+	if err := loop.Ascend(step, x, 6, 1, CrossEntropy(labels, 5)); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(fgsm, step) {
@@ -569,7 +569,7 @@ func TestStepHardlyAllocates(t *testing.T) {
 	loop := Loop{Model: m, Ball: Linf(0.3), Alpha: 0.1}
 	loss := CrossEntropy(labels, 3)
 	perWorker := float64(4 + 3*runtime.GOMAXPROCS(0)) // goroutines, not memory for images
-	if n := testing.AllocsPerRun(20, func() { loop.Step(adv, x, 64, loss) }); n > perWorker {
+	if n := testing.AllocsPerRun(20, func() { loop.Ascend(adv, x, 64, 1, loss) }); n > perWorker {
 		t.Errorf("%v allocations a step", n)
 	}
 }

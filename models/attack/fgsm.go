@@ -27,7 +27,7 @@ func (a fgsm) Perturb(ctx context.Context, m Model, x []float32, labels []uint8,
 			return nil, err
 		}
 		hi := min(lo+m.Batch(), len(labels))
-		if err := loop.Step(adv[lo*size:hi*size], x[lo*size:hi*size], hi-lo, CrossEntropy(labels[lo:hi], classes)); err != nil {
+		if err := loop.Ascend(adv[lo*size:hi*size], x[lo*size:hi*size], hi-lo, 1, CrossEntropy(labels[lo:hi], classes)); err != nil {
 			return nil, err
 		}
 	}

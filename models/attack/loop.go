@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
-	"sync/atomic"
 
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/models/nn/kernel"
@@ -19,7 +18,12 @@ type Loop struct {
 	Model Model
 	Ball  Ball
 	Alpha float32 // size of a step, in the ball's norm
-	steps int     // taken so far, for errors
+}
+
+// ascender is a Model that takes rows through all steps without a meeting of
+// goroutines after each; graph.Attack is one.
+type ascender interface {
+	Ascend(x []float32, n, steps int, loss nn.Loss, move func(step, lo, hi int, logits, gradient []float32) error) error
 }
 
 // Start moves the first n images of x to random starts around those of clean,
@@ -37,43 +41,42 @@ func (l *Loop) Start(ball Ball, x, clean []float32, n int, seed, draw uint64) {
 	})
 }
 
-// Step moves the first n images of x one step up their loss, inside the ball
-// around the images of clean.
-func (l *Loop) Step(x, clean []float32, n int, loss nn.Loss) error {
+// Ascend moves the first n images of x by so many steps up their loss, inside the
+// ball around the images of clean.
+func (l *Loop) Ascend(x, clean []float32, n, steps int, loss nn.Loss) error {
 	network := l.Model.Network()
 	size, classes := network.Input.Size(), network.Classes()
-	l.steps++
-	logits, gradient, err := l.Model.Gradient(x, n, loss)
-	if err != nil {
-		return fmt.Errorf("attack: step %d: %w", l.steps, err)
-	}
-	for row := range n {
-		if z := logits[row*classes : (row+1)*classes]; !finite(z) {
-			return fmt.Errorf("attack: step %d: the output %v of row %d is not finite", l.steps, z, row)
-		}
-	}
 	reach, linf := reachOf(l.Ball)
-	var bad atomic.Int64 // a row whose gradient is not finite, plus 1
-	share(n, func(lo, hi int) {
-		for row := lo; row < hi; row++ {
-			at, end := row*size, (row+1)*size
+	move := func(step, lo, hi int, logits, gradient []float32) error {
+		for row := range hi - lo {
+			if z := logits[row*classes : (row+1)*classes]; !finite(z) {
+				return fmt.Errorf("attack: step %d: the output %v of row %d is not finite", step+1, z, lo+row)
+			}
+			at, from := (lo+row)*size, gradient[row*size:(row+1)*size]
+			x, clean, ok := x[at:at+size], clean[at:at+size], true
 			if linf {
-				if !kernel.SignStep(x[at:end], clean[at:end], gradient[at:end], l.Alpha, reach) {
-					bad.Store(int64(row) + 1)
-					return
-				}
-				continue
+				ok = kernel.SignStep(x, clean, from, l.Alpha, reach)
+			} else if ok = finite(from); ok {
+				l.Ball.Step(x, from, l.Alpha)
+				l.Ball.Project(x, clean)
 			}
-			if !finite(gradient[at:end]) {
-				bad.Store(int64(row) + 1)
-				return
+			if !ok {
+				return fmt.Errorf("attack: step %d: the gradient of row %d is not finite", step+1, lo+row)
 			}
-			l.Ball.Step(x[at:end], gradient[at:end], l.Alpha)
-			l.Ball.Project(x[at:end], clean[at:end])
 		}
-	})
-	if row := bad.Load() - 1; row >= 0 {
-		return fmt.Errorf("attack: step %d: the gradient of row %d is not finite", l.steps, row)
+		return nil
+	}
+	if m, ok := l.Model.(ascender); ok {
+		return m.Ascend(x, n, steps, loss, move)
+	}
+	for step := range steps {
+		logits, gradient, err := l.Model.Gradient(x, n, loss)
+		if err != nil {
+			return fmt.Errorf("attack: step %d: %w", step+1, err)
+		}
+		if err := move(step, 0, n, logits, gradient); err != nil {
+			return err
+		}
 	}
 	return nil
 }

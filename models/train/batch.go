@@ -140,10 +140,8 @@ func (b *batches) make(step int, m method) (objective, error) {
 		loss = attack.Divergence(b.targets, b.classes)
 	}
 	b.loop.Ball, b.loop.Alpha = m.ball, m.alpha
-	for range m.steps {
-		if err := b.loop.Step(adv, clean, b.rows-kept, loss); err != nil {
-			return objective{}, err
-		}
+	if err := b.loop.Ascend(adv, clean, b.rows-kept, m.steps, loss); err != nil {
+		return objective{}, err
 	}
 	if m.trades {
 		return b.tradeoff(m.beta), nil

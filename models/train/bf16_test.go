@@ -44,7 +44,7 @@ func TestBF16AttackIsAsStrong(t *testing.T) {
 			labels := test.Labels[lo : lo+250]
 			loop.Start(ball, x, clean, 250, 7, uint64(lo))
 			for range 20 {
-				if err := loop.Step(x, clean, 250, attack.CrossEntropy(labels, 10)); err != nil {
+				if err := loop.Ascend(x, clean, 250, 1, attack.CrossEntropy(labels, 10)); err != nil {
 					t.Fatal(err)
 				}
 			}

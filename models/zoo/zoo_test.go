@@ -13,9 +13,9 @@ import (
 	"github.com/temper-ml/temper/models/strictyaml"
 )
 
-// The counts are those of the published networks, and of wide.
+// The counts are those of the published networks, and of wide and deep.
 func TestNetworksHaveThePublishedSize(t *testing.T) {
-	for name, want := range map[string]int{"wong": 166_406, "threshold": 166_406, "wide": 662_786, "paper": 421_642, "trades": 312_202, "madry": 3_274_634} {
+	for name, want := range map[string]int{"wong": 166_406, "threshold": 166_406, "wide": 662_786, "deep": 699_714, "paper": 421_642, "trades": 312_202, "madry": 3_274_634} {
 		m, err := Load(name)
 		if err != nil {
 			t.Fatal(err)
@@ -59,7 +59,7 @@ func TestEveryShippedFileLoads(t *testing.T) {
 	if want := []string{"best", "certified", "default", "fast", "n-fgsm", "paper", "paper-standard", "standard"}; !slices.Equal(RecipeNames(), want) {
 		t.Errorf("recipes %v, want %v", RecipeNames(), want)
 	}
-	if want := []string{"madry", "paper", "threshold", "trades", "wide", "wong"}; !slices.Equal(Names(), want) {
+	if want := []string{"deep", "madry", "paper", "threshold", "trades", "wide", "wong"}; !slices.Equal(Names(), want) {
 		t.Errorf("models %v, want %v", Names(), want)
 	}
 }
@@ -104,9 +104,9 @@ func TestUnknownNamesListWhatExists(t *testing.T) {
 		err  error
 		want string
 	}{
-		{loadErr, `unknown model "wnog": have madry, paper, threshold, trades, wide, wong (did you mean "wong"?)`},
+		{loadErr, `unknown model "wnog": have deep, madry, paper, threshold, trades, wide, wong (did you mean "wong"?)`},
 		{recipeErr, `unknown recipe "fasst": have best, certified, default, fast, n-fgsm, paper, paper-standard, standard (did you mean "fast"?)`},
-		{networkErr, `unknown network "tradse": have madry, paper, threshold, trades, wide, wong (did you mean "trades"?)`},
+		{networkErr, `unknown network "tradse": have deep, madry, paper, threshold, trades, wide, wong (did you mean "trades"?)`},
 		{edit("retrain: fast", "retrain: fsat"), `recipe.retrain: line 15: unknown recipe "fsat"`},
 		{edit("retrain: fast", "retrain: ../fast.yaml"), `unknown recipe`},
 		{edit("min_clean_accuracy", "min_claen_accuracy"), `policy: unknown key "min_claen_accuracy"`},

@@ -79,7 +79,7 @@ func NewFastTraining(net *nn.Network, batch int) (*Training, error) {
 // Logits computes the outputs [n, classes] for n rows of x. The result is
 // valid until the next call.
 func (a *Attack) Logits(x []float32, n int) ([]float32, error) {
-	if err := a.run(x, n, nil); err != nil {
+	if err := a.run(x, n, 1, nil, nil); err != nil {
 		return nil, err
 	}
 	return a.logits[:n*a.classes], nil
@@ -89,17 +89,26 @@ func (a *Attack) Logits(x []float32, n int) ([]float32, error) {
 // of the loss with respect to each row of x. The results are valid until the
 // next call.
 func (a *Attack) Gradient(x []float32, n int, loss nn.Loss) (logits, dx []float32, err error) {
-	if err := a.run(x, n, loss); err != nil {
+	if err := a.run(x, n, 1, loss, nil); err != nil {
 		return nil, nil, err
 	}
 	return a.logits[:n*a.classes], a.dx[:n*a.size], nil
+}
+
+// Ascend computes so many times what Gradient does, and after each time calls
+// move with the rows lo to hi, their logits [hi-lo, classes] and the gradient of
+// the loss with respect to them, for it to move these rows of x. One goroutine
+// takes rows through all steps, others at the same time other rows: goroutines
+// meet once and not after every step. An error of move ends it.
+func (a *Attack) Ascend(x []float32, n, steps int, loss nn.Loss, move func(step, lo, hi int, logits, dx []float32) error) error {
+	return a.run(x, n, steps, loss, move)
 }
 
 // Step computes, for n rows of x, the logits [n, classes] and, for Gradient,
 // the gradient of the summed loss with respect to the weights. A loss that is
 // a mean divides by n itself. The result is valid until the next call.
 func (t *Training) Step(x []float32, n int, loss nn.Loss) (logits []float32, err error) {
-	if err := t.run(x, n, loss); err != nil {
+	if err := t.run(x, n, 1, loss, nil); err != nil {
 		return nil, err
 	}
 	t.sum(n)
@@ -221,8 +230,9 @@ func (e *engine) Batch() int { return e.batch }
 // Network is the network whose weights are read.
 func (e *engine) Network() *nn.Network { return e.net }
 
-// run works on n rows of x, forward only where loss is nil.
-func (e *engine) run(x []float32, n int, loss nn.Loss) error {
+// run works on n rows of x so many times, forward only where loss is nil, and
+// each time calls move, if any.
+func (e *engine) run(x []float32, n, times int, loss nn.Loss, move func(step, lo, hi int, logits, dx []float32) error) error {
 	if n < 1 || n > e.batch || len(x) < n*e.size {
 		return fmt.Errorf("network %q: %d rows of %d values given as %d values: want 1 to %d rows", e.net.Name, n, e.size, len(x), e.batch)
 	}
@@ -237,7 +247,15 @@ func (e *engine) run(x []float32, n int, loss nn.Loss) error {
 			copy(e.logits[lo*e.classes:], e.forward[worker].Logits(rows, hi-lo))
 			return nil
 		}
-		e.machines[worker].run(rows, piece, lo, hi, loss)
+		for step := range times {
+			e.machines[worker].run(rows, piece, lo, hi, loss)
+			if move == nil {
+				continue
+			}
+			if err := move(step, lo, hi, e.logits[lo*e.classes:hi*e.classes], e.dx[lo*e.size:hi*e.size]); err != nil {
+				return err
+			}
+		}
 		return nil
 	})
 }

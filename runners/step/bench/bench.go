@@ -193,7 +193,7 @@ func prepare(d nn.Description, path string, batch int) ([]measured, error) {
 	adam := kernel.AdamStep{Beta1: 0.9, Rest1: 0.1, Beta2: 0.999, Rest2: 0.001, Rate: 1e-6, Epsilon: 1e-8, Average: 0.001, Scale: 1 / float32(batch)}
 	n := float64(batch)
 	work := []measured{
-		{"attack", path, batch, n * 2 * forward, func() error { return loop.Step(x, clean, batch, loss) }},
+		{"attack", path, batch, n * 2 * forward, func() error { return loop.Ascend(x, clean, batch, 1, loss) }},
 		{"train", path, batch, n * (3*forward - first), func() error {
 			_, err := training.Step(clean, batch, loss)
 			kernel.Adam(weights, m, v, average, training.Gradient(), &adam)

@@ -9,8 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"sort"
+	"sync"
+	"sync/atomic"
 
 	"gonum.org/v1/gonum/mat"
 
@@ -538,19 +541,32 @@ func (c *Calibration) unusual(x []float32) float64 {
 	return sum
 }
 
-// signalsOf computes the signals of many images.
+// signalsOf computes the signals of many images, on all processors.
 func (s *Scorer) signalsOf(x []float32) [][signalCount]float64 {
 	size := s.served.Network().Input.Size()
-	out := make([][signalCount]float64, 0, len(x)/size)
-	var scores [scoreBatch]Score
-	for ; len(x) > 0; x = x[min(scoreBatch*size, len(x)):] {
-		batch := x[:min(scoreBatch*size, len(x))]
-		n := len(batch) / size
-		s.signals(scores[:n], batch)
-		for _, score := range scores[:n] {
-			out = append(out, score.Signals)
+	out := make([][signalCount]float64, len(x)/size)
+	batches := (len(out) + scoreBatch - 1) / scoreBatch
+	var next atomic.Int64
+	work := func(s *Scorer) {
+		var scores [scoreBatch]Score
+		for b := int(next.Add(1)) - 1; b < batches; b = int(next.Add(1)) - 1 {
+			lo, hi := b*scoreBatch, min((b+1)*scoreBatch, len(out))
+			s.signals(scores[:hi-lo], x[lo*size:hi*size])
+			for i, score := range scores[:hi-lo] {
+				out[lo+i] = score.Signals
+			}
 		}
 	}
+	var wait sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), batches) - 1 {
+		another, err := newScorer(s.detector, s.served.Network())
+		if err != nil {
+			panic("detect: " + err.Error()) // s was made of the same
+		}
+		wait.Go(func() { work(another) })
+	}
+	work(s)
+	wait.Wait()
 	return out
 }
 

@@ -1,12 +1,15 @@
 package detect
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sort"
 	"strconv"
+	"sync"
 
 	"github.com/sjwhitworth/golearn/base"
 	"github.com/sjwhitworth/golearn/trees"
@@ -55,36 +58,56 @@ func grow(rows [][signalCount]float64, hostile []bool) (*Forest, error) {
 		f.Edges = append(f.Edges, edges)
 	}
 	rng := rand.New(rand.NewPCG(1, treeCount))
-	for t := range treeCount {
-		data := base.NewDenseInstances()
-		class := categories("hostile", 2)
-		specs := make([]base.AttributeSpec, signalCount)
-		for k := range specs {
-			specs[k] = data.AddAttribute(categories(strconv.Itoa(k), len(f.Edges[k])+1))
+	f.Trees = make([][]Node, treeCount)
+	failed := make([]error, treeCount)
+	room := make(chan struct{}, runtime.GOMAXPROCS(0))
+	var wait sync.WaitGroup
+	for t := range f.Trees {
+		drawn := make([]int, len(rows))
+		for i := range drawn {
+			drawn[i] = rng.IntN(len(rows))
 		}
-		at := data.AddAttribute(class)
-		if err := data.AddClassAttribute(class); err != nil {
-			return nil, err
-		}
-		if err := data.Extend(len(rows)); err != nil {
-			return nil, err
-		}
-		for i := range rows {
-			drawn := rng.IntN(len(rows))
-			for k, spec := range specs {
-				data.Set(spec, i, base.PackU64ToBytes(uint64(f.bin(k, rows[drawn][k]))))
-			}
-			label := uint64(0)
-			if hostile[drawn] {
-				label = 1
-			}
-			data.Set(at, i, base.PackU64ToBytes(label))
-		}
-		tree := []Node{}
-		flatten(&tree, trees.InferID3Tree(data, informationGain(t)))
-		f.Trees = append(f.Trees, tree)
+		room <- struct{}{}
+		wait.Go(func() {
+			f.Trees[t], failed[t] = f.tree(t, rows, hostile, drawn)
+			<-room
+		})
+	}
+	wait.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return nil, err
 	}
 	return f, nil
+}
+
+// tree grows one on the rows that were drawn for it.
+func (f *Forest) tree(number int, rows [][signalCount]float64, hostile []bool, drawn []int) ([]Node, error) {
+	data := base.NewDenseInstances()
+	class := categories("hostile", 2)
+	specs := make([]base.AttributeSpec, signalCount)
+	for k := range specs {
+		specs[k] = data.AddAttribute(categories(strconv.Itoa(k), len(f.Edges[k])+1))
+	}
+	at := data.AddAttribute(class)
+	if err := data.AddClassAttribute(class); err != nil {
+		return nil, err
+	}
+	if err := data.Extend(len(drawn)); err != nil {
+		return nil, err
+	}
+	for i, row := range drawn {
+		for k, spec := range specs {
+			data.Set(spec, i, base.PackU64ToBytes(uint64(f.bin(k, rows[row][k]))))
+		}
+		label := uint64(0)
+		if hostile[row] {
+			label = 1
+		}
+		data.Set(at, i, base.PackU64ToBytes(label))
+	}
+	tree := []Node{}
+	flatten(&tree, trees.InferID3Tree(data, informationGain(number)))
+	return tree, nil
 }
 
 // categories is an attribute with the values 0 to n-1, in this order.

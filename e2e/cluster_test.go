@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/e2e-framework/pkg/env"
 	"sigs.k8s.io/e2e-framework/pkg/envconf"
 
+	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/runners/step/images"
 	"github.com/temper-ml/temper/runners/step/serve/inference"
 	"github.com/temper-ml/temper/signing/sign"
@@ -379,6 +380,9 @@ func waitForModel(t *testing.T, namespace, digest string) {
 		return err == nil, err
 	})
 }
+
+// digit is the shape of MNIST's images.
+var digit = nn.Shape{Height: 28, Width: 28, Channels: 1}
 
 // unique is a word that no other run of the tests has used.
 func unique() string { return strings.ToLower(rand.Text()[:8]) }

@@ -6,8 +6,6 @@ import (
 	"testing"
 
 	"sigs.k8s.io/e2e-framework/pkg/features"
-
-	"github.com/temper-ml/temper/models/nn"
 )
 
 // While the registry is away the server answers, and a step that needs the
@@ -42,7 +40,7 @@ func TestRegistryOutage(t *testing.T) {
 		})).
 		Assess("Then the server answers as before", do(func(t *testing.T) {
 			waitForModel(t, namespace, model)
-			if _, err := server(t, namespace).Predict(t.Context(), make([]float32, 28*28), 1, nn.Shape{Height: 28, Width: 28, Channels: 1}); err != nil {
+			if _, err := server(t, namespace).Predict(t.Context(), make([]float32, digit.Size()), 1, digit); err != nil {
 				t.Error(err)
 			}
 		})).

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -16,12 +15,9 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/e2e-framework/pkg/features"
 
-	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/runners/step/serve/inference"
 	"github.com/temper-ml/temper/runners/step/serve/inference/inferencetest"
 )
-
-var digit = nn.Shape{Height: 28, Width: 28, Channels: 1}
 
 // nodePort is the address of the model server on the node, by a Service that is
 // there as long as the test: the Kubernetes API's proxy would not let half a
@@ -63,24 +59,15 @@ func TestCase53HalfOpenConnections(test *testing.T) {
 	const connections = 500
 	var address, before string
 	var open []net.Conn
+	var err error
 	testenv.Test(test, features.New("half-open connections").
 		Assess("Given a model in service", do(func(t *testing.T) {
 			promoted(t)
 			address, before = nodePort(test, t), servers(t)
 		})).
 		Assess("When clients open connections and send half a request, or nothing", do(func(t *testing.T) {
-			for i := range connections {
-				c, err := net.Dial("tcp", address)
-				if err != nil {
-					t.Fatal(err)
-				}
-				switch i % 3 {
-				case 1:
-					io.WriteString(c, "POST /v2/models/mnist/infer HTTP/1.1\r\nHost: x\r\nX-A: ")
-				case 2:
-					io.WriteString(c, "POST /v2/models/mnist/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n{\"inputs\":")
-				}
-				open = append(open, c)
+			if open, err = inferencetest.HalfOpen(address, "mnist", connections); err != nil {
+				t.Fatal(err)
 			}
 		})).
 		Assess("Then health and answers are as before while they are open", do(func(t *testing.T) {
@@ -97,13 +84,8 @@ func TestCase53HalfOpenConnections(test *testing.T) {
 			}
 		})).
 		Assess("And the server closes every one of them, and was never started again", do(func(t *testing.T) {
-			end := time.Now().Add(time.Minute) // its limits are 5 and 10 s
-			for i, c := range open {
-				c.SetReadDeadline(end)
-				if _, err := io.Copy(io.Discard, c); err != nil && time.Now().After(end) {
-					t.Fatalf("connection %d is still open", i)
-				}
-				c.Close()
+			if err := inferencetest.Closed(open, time.Now().Add(time.Minute)); err != nil { // its limits are 5 and 10 s
+				t.Fatal(err)
 			}
 			if now := servers(t); now != before {
 				t.Errorf("pods were %s, are %s", before, now)

@@ -22,7 +22,6 @@ import (
 	"sigs.k8s.io/e2e-framework/pkg/features"
 
 	"github.com/temper-ml/temper/models/dataset"
-	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
 	"github.com/temper-ml/temper/runners/step/images"
@@ -143,11 +142,10 @@ func accuracy(t *testing.T, namespace, ref string, n int) float64 {
 func ask(ctx context.Context, t *testing.T, namespace string, set *dataset.Set, n int, answer func(label int64, want uint8)) error {
 	t.Helper()
 	s := server(t, namespace)
-	shape := nn.Shape{Height: 28, Width: 28, Channels: 1}
-	pixels := make([]float32, shape.Size())
+	pixels := make([]float32, digit.Size())
 	for i := range n {
 		set.Read(pixels, i, i+1)
-		a, err := s.Predict(ctx, pixels, 1, shape)
+		a, err := s.Predict(ctx, pixels, 1, digit)
 		if err != nil {
 			return err
 		}

@@ -8,8 +8,6 @@ import (
 	"testing"
 
 	"sigs.k8s.io/e2e-framework/pkg/features"
-
-	"github.com/temper-ml/temper/models/nn"
 )
 
 // Temper is upgraded as docs/kubernetes.md tells, while a model is in service:
@@ -33,9 +31,9 @@ func TestCase66Upgrade(t *testing.T) {
 			failures, asked := make(chan error, 1), 0
 			go func() {
 				defer close(failures)
-				s, pixels := server(t, namespace), make([]float32, 28*28)
+				s, pixels := server(t, namespace), make([]float32, digit.Size())
 				for ctx.Err() == nil {
-					if _, err := s.Predict(context.WithoutCancel(ctx), pixels, 1, nn.Shape{Height: 28, Width: 28, Channels: 1}); err != nil {
+					if _, err := s.Predict(context.WithoutCancel(ctx), pixels, 1, digit); err != nil {
 						failures <- err
 						return
 					}

@@ -43,10 +43,8 @@ func TestBF16AttackIsAsStrong(t *testing.T) {
 			test.Read(clean, lo, lo+250)
 			labels := test.Labels[lo : lo+250]
 			loop.Start(ball, x, clean, 250, 7, uint64(lo))
-			for range 20 {
-				if err := loop.Ascend(x, clean, 250, 1, attack.CrossEntropy(labels, 10)); err != nil {
-					t.Fatal(err)
-				}
+			if err := loop.Ascend(x, clean, 250, 20, attack.CrossEntropy(labels, 10)); err != nil {
+				t.Fatal(err)
 			}
 			if err := threat.Verify(x, clean, size); err != nil {
 				t.Fatal(err)

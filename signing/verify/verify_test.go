@@ -143,8 +143,12 @@ func TestCase27Case31Case32Case33Artifacts(t *testing.T) {
 			}
 		}
 		policy := signingtest.Policy()
+		signed := 0 // by keys that the policy names
 		for name, key := range c.Trusted {
 			policy.Keys = append(policy.Keys, verify.Key{Name: name, PEM: keys[key].PublicKey()})
+			if slices.Contains(c.SignedBy, key) {
+				signed++
+			}
 		}
 		policy.Threshold, policy.Repositories = c.Threshold, c.Repositories
 		if c.Revoked {
@@ -158,10 +162,16 @@ func TestCase27Case31Case32Case33Artifacts(t *testing.T) {
 			}
 			ref = other
 		case at != here:
+			if _, err := verify.Verify(t.Context(), ref, policy); err != nil {
+				t.Fatalf("where it was signed: %v", err)
+			}
 			copyAll(t, ref, here)
 			ref = here + ":v1"
 		}
-		_, err := verify.Verify(t.Context(), ref, policy)
+		v, err := verify.Verify(t.Context(), ref, policy)
+		if err == nil && len(v.Keys) != signed {
+			t.Errorf("signed by %v, of %d keys", v.Keys, signed)
+		}
 		return err
 	})
 }

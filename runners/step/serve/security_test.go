@@ -161,20 +161,9 @@ func TestCase53HalfOpenConnections(t *testing.T) {
 	s := start(t, model(t, small, 1))
 	address := strings.TrimPrefix(s.url, "http://")
 	began := time.Now()
-	var open []net.Conn
-	for i := range 500 {
-		c, err := net.Dial("tcp", address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		switch i % 3 {
-		case 1: // half a header
-			io.WriteString(c, "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nX-A: ")
-		case 2: // half a body
-			io.WriteString(c, "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n{\"inputs\":")
-		}
-		open = append(open, c)
+	open, err := inferencetest.HalfOpen(address, "digits", 500)
+	if err != nil {
+		t.Fatal(err)
 	}
 	for range 20 {
 		asked := time.Now()
@@ -184,21 +173,12 @@ func TestCase53HalfOpenConnections(t *testing.T) {
 			t.Errorf("health and inference took %v beside half-open connections", took)
 		}
 	}
-	limit := began.Add(readTimeout + 20*time.Second)
-	for i, c := range open {
-		c.SetReadDeadline(limit)
-		if _, err := io.Copy(io.Discard, c); isTimeout(err) {
-			t.Fatalf("connection %d was still open after %v", i, time.Since(began))
-		}
+	if err := inferencetest.Closed(open, began.Add(readTimeout+20*time.Second)); err != nil {
+		t.Fatal(err)
 	}
 	if n := s.buffered.Load(); n != 0 {
 		t.Errorf("%d bytes are still reserved", n)
 	}
-}
-
-func isTimeout(err error) bool {
-	var n net.Error
-	return errors.As(err, &n) && n.Timeout()
 }
 
 func TestCase54OverloadIsShed(t *testing.T) {
@@ -253,7 +233,7 @@ func TestCase54TenTimesTheCapacity(t *testing.T) {
 	if err := run(10 * capacity).Bounded(full); err != nil {
 		t.Error(err)
 	}
-	if after := run(1); after.Shed > 0 {
+	if after := run(1); after.Shed > 0 || after.Mean > 5*time.Second {
 		t.Errorf("after the overload: %+v", *after)
 	}
 }

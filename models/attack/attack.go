@@ -20,17 +20,8 @@ import (
 	"github.com/temper-ml/temper/models/unknown"
 )
 
-// Model is a network under attack. Rows of x are images [n, input] with
-// n <= Batch(); the rows returned are valid until the next call, and each
-// depends on its own image only.
-type Model interface {
-	Network() *nn.Network
-	Batch() int
-	Logits(x []float32, n int) ([]float32, error)
-	// Gradient returns the logits [n, classes] and the gradient [n, input] of
-	// each row's loss with respect to its image.
-	Gradient(x []float32, n int, loss nn.Loss) (logits, dx []float32, err error)
-}
+// Model is a network under attack.
+type Model = nn.Model
 
 // Attack turns images into adversarial ones.
 type Attack interface {

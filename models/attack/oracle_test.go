@@ -468,6 +468,9 @@ func TestEachImageByItself(t *testing.T) {
 				} else if !slices.Equal(first, adv) {
 					t.Errorf("%s, %s: batch %d gives another result", norm, spec, batch)
 				}
+				if !slices.Equal(perturb(t, a, struct{ Model }{m}, x, labels, 77), first) {
+					t.Errorf("%s, %s: a model without parts, asked for whole images, gives another result", norm, spec)
+				}
 				var some []float32 // every third, from the last
 				var whose []uint8
 				var want []float32

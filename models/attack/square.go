@@ -91,8 +91,9 @@ func (s *squareWalk) sign() float32 { return float32(int(s.rng.Uint32()>>31)*2 -
 type squareLinf struct {
 	squareWalk
 	ball           Linf
-	top, left, now int       // the square of the query, and its side
+	top, left, now int       // the square of the query, and its side; 0 for a start
 	before         []float32 // what it covers
+	back           bool      // the square before was taken back
 }
 
 func (s *squareLinf) begin(w *walk, _ []float32) {
@@ -104,6 +105,7 @@ func (s *squareLinf) begin(w *walk, _ []float32) {
 // epsilon.
 func (s *squareLinf) start(w *walk) {
 	s.begins(w)
+	s.now = 0
 	row := s.shape.Width * s.shape.Channels
 	for i := range row {
 		d := s.sign() * float32(s.ball)
@@ -120,10 +122,11 @@ func (s *squareLinf) visit(w *walk, logits, _ []float32) bool {
 		copy(w.adv, w.x)
 		return false
 	}
-	if s.query < 0 || margin < s.margin {
-		s.margin = margin
-	} else {
+	s.back = s.query >= 0 && !(margin < s.margin)
+	if s.back {
 		s.swap(w)
+	} else {
+		s.margin = margin
 	}
 	s.query++
 	if s.query == s.queries {
@@ -147,6 +150,10 @@ func (s *squareLinf) visit(w *walk, logits, _ []float32) bool {
 	}
 	s.lines(func(at, n int) { s.ball.Project(w.x[at:at+n], w.clean[at:at+n]) })
 	return true
+}
+
+func (s *squareLinf) changed() (back bool, window nn.Window) {
+	return s.back, nn.Window{Top: s.top, Left: s.left, Height: s.now, Width: s.now}
 }
 
 // lines calls f for the pixels of each line of the square.

@@ -6,6 +6,10 @@ import (
 	"math"
 	"math/rand/v2"
 	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/temper-ml/temper/models/nn"
 )
 
 // walker is what an attack does with one image: it looks at the network's
@@ -34,10 +38,22 @@ type walk struct {
 	rng   rand.PCG
 	image int  // index; none for a row with nothing left to do
 	fresh bool // the clean point has not been looked at
+	trail nn.Trail
 	walker
 }
 
 const none = -1
+
+// changer is a walker that changes a window of the image at a time.
+type changer interface {
+	// changed tells how w.x differs from the point that was looked at before.
+	changed() (back bool, window nn.Window)
+}
+
+// follower is a Model that answers at the cost of what changed; see nn.Trail.
+type follower interface {
+	Follow(x []float32, changes []nn.Change) (logits []float32, err error)
+}
 
 // draw starts the image's random stream number i: it depends on the seed and
 // the image itself only. So an image's fate is the same in any batch, order,
@@ -58,32 +74,64 @@ func keyOf(clean []float32, label uint8) uint64 {
 
 // walkAll lets walkers attack the images x [len(labels), input] and returns
 // the worst image that each found. An image that the network misclassifies
-// unchanged is returned as it is. A row whose image is done with takes the
-// next one, so that the batch stays full until none are left.
+// unchanged is returned as it is. Where the model has parts, each takes rows
+// through all that their walkers want by itself, so that they stay in its
+// core's cache.
 func walkAll(ctx context.Context, m Model, t Threat, x []float32, labels []uint8, gradients bool, newWalker func() walker) ([]float32, error) {
-	size, classes, err := check(m, t, x, labels)
+	size, _, err := check(m, t, x, labels)
 	if err != nil {
 		return nil, err
 	}
-	batch := min(m.Batch(), len(labels))
-	work, adv := make([]float32, batch*size), append([]float32(nil), x...)
+	parts := []Model{m}
+	if d, ok := m.(interface{ Parts() []Model }); ok {
+		parts = d.Parts()
+	}
+	c := &crowd{x: x, labels: labels, adv: append([]float32(nil), x...), size: size, newWalker: newWalker}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, m := range parts {
+		group.Go(func() error { return c.walk(ctx, m, gradients) })
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return c.adv, t.Verify(c.adv, x, size)
+}
+
+// crowd is all images under attack.
+type crowd struct {
+	x, adv    []float32
+	labels    []uint8
+	size      int
+	newWalker func() walker
+	taken     atomic.Int64 // images that some row has taken on
+}
+
+// walk takes rows of images through what their walkers want. A row whose image
+// is done with takes the next one, so that the batch stays full until none are
+// left.
+func (c *crowd) walk(ctx context.Context, m Model, gradients bool) error {
+	size, classes := c.size, m.Network().Classes()
 	image := func(x []float32, i int) []float32 { return x[i*size : (i+1)*size : (i+1)*size] }
-	next := 0
 	take := func(w *walk) bool {
-		if next == len(labels) {
+		next := int(c.taken.Add(1)) - 1
+		if next >= len(c.labels) {
 			w.image = none
 			return false
 		}
-		w.image, w.label, w.fresh = next, labels[next], true
-		w.clean, w.adv = image(x, next), image(adv, next)
+		w.image, w.label, w.fresh = next, c.labels[next], true
+		w.clean, w.adv = image(c.x, next), image(c.adv, next)
 		copy(w.x, w.clean)
-		next++
 		return true
 	}
-	rows := make([]*walk, batch)
-	for i := range rows {
-		rows[i] = &walk{x: image(work, i), walker: newWalker()}
-		take(rows[i])
+	work := make([]float32, min(m.Batch(), len(c.labels))*size)
+	var rows []*walk
+	for i := range len(work) / size {
+		w := &walk{x: image(work, i)}
+		if !take(w) {
+			break
+		}
+		w.walker = c.newWalker()
+		rows = append(rows, w)
 	}
 	loss := func(logits, grad []float32, lo, hi int) {
 		for i, w := range rows[lo:hi] {
@@ -96,48 +144,53 @@ func walkAll(ctx context.Context, m Model, t Threat, x []float32, labels []uint8
 		}
 	}
 
-	var bad atomic.Int64 // a row whose logits or gradient are not finite, plus 1
+	var changes []nn.Change
+	follower, follows := m.(follower)
 	for step := 1; len(rows) > 0; step++ {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return err
 		}
 		var logits, gradient []float32
 		var err error
-		if gradients {
+		_, changing := rows[0].walker.(changer)
+		switch {
+		case gradients:
 			logits, gradient, err = m.Gradient(work, len(rows), loss)
-		} else {
+		case changing && follows:
+			changes = changes[:0]
+			for _, w := range rows {
+				c := nn.Change{Trail: &w.trail}
+				if !w.fresh {
+					c.Back, c.Window = w.walker.(changer).changed()
+				}
+				changes = append(changes, c)
+			}
+			logits, err = follower.Follow(work, changes)
+		default:
 			logits, err = m.Logits(work, len(rows))
 		}
 		if err != nil {
-			return nil, fmt.Errorf("attack: step %d: %w", step, err)
+			return fmt.Errorf("attack: step %d: %w", step, err)
 		}
-		share(len(rows), func(lo, hi int) {
-			for i := lo; i < hi; i++ {
-				w, z := rows[i], logits[i*classes:(i+1)*classes]
-				var g []float32
-				if gradients {
-					g = gradient[i*size : (i+1)*size]
-				}
-				switch {
-				case !finite(z) || !finite(g):
-					bad.Store(int64(i) + 1)
-					return
-				case w.fresh && Predict(z) != int(w.label):
-					w.image = none
-				case w.fresh:
-					w.key, w.fresh = keyOf(w.clean, w.label), false
-					w.begin(w, z)
-				case !w.visit(w, z, g):
-					w.image = none
-				}
+		for i, w := range rows {
+			z := logits[i*classes : (i+1)*classes]
+			var g []float32
+			if gradients {
+				g = gradient[i*size : (i+1)*size]
 			}
-		})
-		if i := int(bad.Load()) - 1; i >= 0 {
-			what := "gradient"
-			if z := logits[i*classes : (i+1)*classes]; !finite(z) {
-				what = fmt.Sprintf("output %v", z)
+			switch {
+			case !finite(z):
+				return fmt.Errorf("attack: step %d: the output %v of image %d is not finite", step, z, w.image)
+			case !finite(g):
+				return fmt.Errorf("attack: step %d: the gradient of image %d is not finite", step, w.image)
+			case w.fresh && Predict(z) != int(w.label):
+				w.image = none
+			case w.fresh:
+				w.key, w.fresh = keyOf(w.clean, w.label), false
+				w.begin(w, z)
+			case !w.visit(w, z, g):
+				w.image = none
 			}
-			return nil, fmt.Errorf("attack: step %d: the %s of row %d is not finite", step, what, i)
 		}
 		for i := 0; i < len(rows); i++ {
 			if rows[i].image != none || take(rows[i]) {
@@ -153,5 +206,5 @@ func walkAll(ctx context.Context, m Model, t Threat, x []float32, labels []uint8
 			i--
 		}
 	}
-	return adv, t.Verify(adv, x, size)
+	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/temper-ml/temper/models/attack"
 	"github.com/temper-ml/temper/models/dataset"
@@ -54,6 +55,10 @@ type Options struct {
 	// Progress, where set, is called with 0 <= done <= total, in a unit of its
 	// own; done never falls.
 	Progress func(done, total int)
+
+	// Made, where set, is called after an attack was made on some images and left
+	// some of them right.
+	Made func(t Trial, tried, left int, took time.Duration)
 }
 
 // Confidence is that of the one-sided bounds in every report.

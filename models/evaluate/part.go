@@ -10,6 +10,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/temper-ml/temper/models/attack"
 	"github.com/temper-ml/temper/models/certify"
@@ -412,13 +413,18 @@ func (e *measurement) attackChunk(ctx context.Context, x []float32, lo int) erro
 			}
 		}
 		if len(who) > 0 {
+			began := time.Now()
 			adv, err := e.perturb(ctx, a, some, whose)
+			took := time.Since(began)
 			if err != nil {
 				return err
 			}
 			got, err := predict(e.model, adv, len(who))
 			if err != nil {
 				return fmt.Errorf("under %s: %w", a.Attack, err)
+			}
+			if e.options.Made != nil {
+				e.options.Made(a.Trial, len(who), countRight(got, whose), took)
 			}
 			for j, i := range who {
 				answers[i] = got[j]

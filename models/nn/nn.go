@@ -384,3 +384,15 @@ const maxWeight = 1e6
 // example with its adversarial one). A loss that reports values does so
 // through its closure, by row.
 type Loss func(logits, grad []float32, lo, hi int)
+
+// Model answers and is attacked. Rows of x are images [n, input] with
+// n <= Batch(); the rows returned are valid until the next call, and each
+// depends on its own image only. It serves one goroutine at a time.
+type Model interface {
+	Network() *Network
+	Batch() int
+	Logits(x []float32, n int) ([]float32, error)
+	// Gradient returns the logits [n, classes] and the gradient [n, input] of
+	// each row's loss with respect to its image.
+	Gradient(x []float32, n int, loss Loss) (logits, dx []float32, err error)
+}

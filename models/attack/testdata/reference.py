@@ -1,19 +1,22 @@
 """Runs the reference AutoAttack (Croce and Hein 2020) on a network as ONNX and
-compares each attack's robust accuracy with Temper's on the same images.
+compares each attack's robust accuracy and time with Temper's on the same images.
 
 Needs PyTorch, onnx, and https://github.com/fra31/auto-attack on PYTHONPATH:
 
-    temper evaluate --model model.onnx --suite standard --samples 1000 -o json > ours.json
-    PYTHONPATH=auto-attack python3 reference.py model.onnx ours.json --samples 1000
+    PYTHONPATH=auto-attack python3 reference.py model.onnx --temper temper --samples 1000
 
-Run from this folder, or give --mnist. Accuracies are fractions; 'standard' is
-the ensemble, each attack on what survived; with --alone every attack is made on
-all images that are right clean. Times are CPU seconds of this process.
+Accuracies are fractions: of the ensemble, each attack on what survived, or with
+--alone of every attack on all images. Seconds are those of the attack, by the
+clock, of as many threads in both; on a machine with other work compare the CPU
+seconds, in which Temper's start and its security curve are included.
 """
 import argparse
 import gzip
 import json
+import os
 import pathlib
+import resource
+import subprocess
 import time
 
 import numpy as np
@@ -72,10 +75,27 @@ def mnist(folder, n):
     return torch.tensor(x.astype(np.float32) / 255), torch.tensor(y.astype(np.int64))
 
 
+def temper(o):
+    """Temper's accuracy and seconds by attack."""
+    attacks = ["--attacks", o.attacks] if o.alone else ["--suite", "standard", "--checks=false"]
+    run = subprocess.run(
+        [o.temper, "evaluate", "--model", o.model, "--norm", o.norm.lower(), "--epsilon", str(o.epsilon), "--samples", str(o.samples), "-o", "json"] + attacks,
+        env=os.environ | {"GOMAXPROCS": str(o.threads)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if run.returncode:
+        raise SystemExit(run.stderr)
+    made = [json.loads(line) for line in run.stderr.splitlines() if '"made"' in line]
+    seconds = {}
+    for m in made:
+        seconds[m["attack"]] = seconds.get(m["attack"], 0) + m["seconds"]
+    report = json.loads(run.stdout)
+    accuracy = {a["name"]: a["accuracy"] for a in report["attacks"]} | {"clean": report["clean_accuracy"], "worst case": report["robust_accuracy"]}
+    return accuracy, seconds
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model")
-    p.add_argument("ours", nargs="?", help="JSON of temper evaluate, to compare with")
+    p.add_argument("--temper", help="the program to compare with")
     p.add_argument("--epsilon", type=float, default=0.3)
     p.add_argument("--norm", choices=["Linf", "L2"], default="Linf")
     p.add_argument("--samples", type=int, default=1000)
@@ -90,27 +110,32 @@ def main():
     network = load(o.model)
     x, y = mnist(o.mnist, o.samples)
     right = network(x).argmax(1) == y
-    found, survived = {"clean": right.float().mean().item()}, right.clone()
+    accuracy, seconds, survived = {"clean": right.float().mean().item()}, {}, right.clone()
+    cpu = time.process_time()
     for name in o.attacks.split(","):
         attacked = right if o.alone else survived
         aa = AutoAttack(network, norm=o.norm, eps=o.epsilon, seed=0, version="custom", attacks_to_run=[name], device="cpu", verbose=False)
         aa.apgd.n_restarts = aa.fab.n_restarts = aa.apgd_targeted.n_restarts = 1
-        started = time.process_time()
+        started = time.perf_counter()
         adv = aa.run_standard_evaluation(x[attacked], y[attacked], bs=250)
-        seconds = time.process_time() - started
+        seconds[name] = time.perf_counter() - started
         kept = attacked.clone()
         kept[attacked] = network(adv).argmax(1) == y[attacked]
         survived &= kept
-        found[name] = kept.float().mean().item()
-        print(f"{name:9} {found[name]:.4f}  {seconds:.1f} CPU seconds", flush=True)
-    found["worst case"] = survived.float().mean().item()
-    print(f"worst case {found['worst case']:.4f}")
-    if o.ours:
-        ours = json.load(open(o.ours))
-        figures = {a["name"]: a["accuracy"] for a in ours["attacks"]} | {"worst case": ours["robust_accuracy"]}
-        for name, theirs in found.items():
-            if name in figures:
-                print(f"{name:10} ours {figures[name]:.4f} reference {theirs:.4f} difference {100 * (figures[name] - theirs):+.2f} points")
+        accuracy[name] = kept.float().mean().item()
+    accuracy["worst case"], seconds["worst case"] = survived.float().mean().item(), sum(seconds.values())
+    cpu = time.process_time() - cpu
+    ours, took = temper(o) if o.temper else ({}, {})
+    took["worst case"] = sum(took.values())
+    for name, theirs in accuracy.items():
+        line = f"{name:10}  AutoAttack {theirs:.4f} {seconds.get(name, 0):8.1f} s"
+        if name in ours:
+            line += f"  Temper {ours[name]:.4f} {took.get(name, 0):8.1f} s  {100 * (ours[name] - theirs):+.2f} points"
+        if took.get(name):
+            line += f"  {seconds[name] / took[name]:.2f} times as fast"
+        print(line)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"CPU seconds AutoAttack {cpu:.1f}, Temper {used.ru_utime + used.ru_stime:.1f}")
 
 
 if __name__ == "__main__":

@@ -104,6 +104,50 @@ func (a *Attack) Ascend(x []float32, n, steps int, loss nn.Loss, move func(step,
 	return a.run(x, n, steps, loss, move)
 }
 
+// Parts are models for as many goroutines at the same time as there are cores, each
+// for one piece of a batch; a is not to be used meanwhile. Their weights are those of
+// now.
+func (a *Attack) Parts() []nn.Model {
+	a.prepare()
+	var parts []nn.Model
+	for i := range a.machines {
+		parts = append(parts, &part{a.engine, i})
+	}
+	return parts
+}
+
+// part is a machine with the piece of that number.
+type part struct {
+	*engine
+	number int
+}
+
+func (p *part) Batch() int { return min(p.piece, p.batch-p.number*p.piece) }
+
+func (p *part) Logits(x []float32, n int) ([]float32, error) {
+	if err := p.fits(x, n, p.Batch()); err != nil {
+		return nil, err
+	}
+	return p.forward[p.number].Logits(x, n), nil
+}
+
+// Follow computes what Logits does; see nn.Trail.
+func (p *part) Follow(x []float32, changes []nn.Change) ([]float32, error) {
+	if err := p.fits(x, len(changes), p.Batch()); err != nil {
+		return nil, err
+	}
+	return p.forward[p.number].Follow(x, changes), nil
+}
+
+func (p *part) Gradient(x []float32, n int, loss nn.Loss) (logits, dx []float32, err error) {
+	if err := p.fits(x, n, p.Batch()); err != nil {
+		return nil, nil, err
+	}
+	first := p.number * p.piece
+	p.machines[p.number].run(x[:n*p.size], p.number, first, first+n, func(logits, grad []float32, lo, hi int) { loss(logits, grad, lo-first, hi-first) })
+	return p.logits[first*p.classes:][:n*p.classes], p.dx[first*p.size:][:n*p.size], nil
+}
+
 // Step computes, for n rows of x, the logits [n, classes] and, for Gradient,
 // the gradient of the summed loss with respect to the weights. A loss that is
 // a mean divides by n itself. The result is valid until the next call.
@@ -233,11 +277,11 @@ func (e *engine) Network() *nn.Network { return e.net }
 // run works on n rows of x so many times, forward only where loss is nil, and
 // each time calls move, if any.
 func (e *engine) run(x []float32, n, times int, loss nn.Loss, move func(step, lo, hi int, logits, dx []float32) error) error {
-	if n < 1 || n > e.batch || len(x) < n*e.size {
-		return fmt.Errorf("network %q: %d rows of %d values given as %d values: want 1 to %d rows", e.net.Name, n, e.size, len(x), e.batch)
+	if err := e.fits(x, n, e.batch); err != nil {
+		return err
 	}
 	if loss != nil {
-		e.each(len(e.arrange), func(_, i int) error { e.arrange[i](); return nil })
+		e.prepare()
 	}
 	return e.each((n+e.piece-1)/e.piece, func(worker, piece int) error {
 		lo := piece * e.piece
@@ -258,6 +302,19 @@ func (e *engine) run(x []float32, n, times int, loss nn.Loss, move func(step, lo
 		}
 		return nil
 	})
+}
+
+// fits refuses rows that x does not have or that are more than there is room for.
+func (e *engine) fits(x []float32, n, most int) error {
+	if n < 1 || n > most || len(x) < n*e.size {
+		return fmt.Errorf("network %q: %d rows of %d values given as %d values: want 1 to %d rows", e.net.Name, n, e.size, len(x), most)
+	}
+	return nil
+}
+
+// prepare arranges the weights as they are now.
+func (e *engine) prepare() {
+	e.each(len(e.arrange), func(_, i int) error { e.arrange[i](); return nil })
 }
 
 // each calls work for 0 to n-1 from as many goroutines as there are machines.

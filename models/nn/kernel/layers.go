@@ -105,6 +105,11 @@ func (c *Conv) load(x, w, bias []float32, relu bool) {
 	} else {
 		image, width = c.paddedInput(x)
 	}
+	c.over(image, width, channels, w, bias, relu)
+}
+
+// over prepares for rows those of one example's output, given with its border.
+func (c *Conv) over(image []float32, width, channels int, w, bias []float32, relu bool) {
 	c.width, c.above = width*channels, c.Padding
 	c.image = product{
 		m: c.OutWidth, n: c.Filters, steps: c.Kernel * channels,
@@ -137,6 +142,19 @@ func (c *Conv) rows(y []float32, oy, n int) {
 		}
 		p.run()
 	}
+}
+
+// Window computes a window of one example's output from its input with the border of
+// zeros. Lines of y lie so many floats apart. It multiplies float32 values.
+func (c *Conv) Window(y []float32, line int, x, w, bias []float32, relu bool, top, left, height, width int) {
+	c.window(x, w, bias, relu, left, width, line)
+	c.rows(y, top, height)
+}
+
+// window prepares for rows columns of one example's output.
+func (c *Conv) window(x, w, bias []float32, relu bool, left, width, line int) {
+	c.over(x, c.Width+2*c.Padding, c.Channels, w, bias, relu)
+	c.image.m, c.image.a, c.image.cLine = width, x[left*c.image.aRow:], line
 }
 
 // part is one part of an input gradient: that of every Stride-th row and column of
@@ -511,6 +529,20 @@ func (p *ConvPool) Forward(y, x, w, bias []float32, rows int, relu bool) {
 			at := r*out + py*row
 			pool(y[at:at+row], p.which[at:at+row], p.strip, p.Size, line, p.Filters)
 		}
+	}
+}
+
+// Window computes a window of one example's output, as Conv's does.
+func (p *ConvPool) Window(y []float32, line int, x, w, bias []float32, top, left, height, width int) {
+	strip, row := p.OutWidth*p.Filters, width*p.Filters
+	p.strip = grow(p.strip, p.Size*strip)
+	if len(p.which) < row {
+		p.which = make([]int32, row)
+	}
+	p.window(x, w, bias, true, left*p.Size, width*p.Size, strip)
+	for i := range height {
+		p.rows(p.strip, (top+i)*p.Size, p.Size)
+		pool(y[i*line:][:row], p.which[:row], p.strip, p.Size, strip, p.Filters)
 	}
 }
 

@@ -168,6 +168,11 @@ func (j *Job) parts(ctx context.Context, s *step.Step) (parts []*models.Part, m 
 		Threat: j.Threat, Attacks: j.Attacks, Suite: j.Suite, Checks: j.Checks, Certify: j.Certify, Samples: j.Samples, Drawn: j.Drawn, Seed: j.Seed,
 		CurvePoints: curvePoints, Examples: examples,
 		ModelDigest: m.Digest, Progress: s.Progress,
+		Made: func(t models.Trial, tried, left int, took time.Duration) {
+			if t.For != "curve" {
+				s.Log.Info("made", "attack", t.Attack, "for", t.For, "epsilon", t.Epsilon, "on", tried, "left", left, "seconds", took.Seconds())
+			}
+		},
 	}
 	if j.Shard != "" {
 		if o.Shard, o.Shards, err = parseShard(j.Shard); err != nil {

@@ -35,7 +35,7 @@ const maxProgram = 1 << 30
 type Program struct {
 	Name string // of the file
 	Info *buildinfo.BuildInfo
-	data []byte
+	path string // all runners at once are a gigabyte: read one after the other
 }
 
 // Read reads a program and refuses one that would not run in an empty image.
@@ -45,24 +45,21 @@ func Read(path string) (*Program, error) {
 	} else if !info.Mode().IsRegular() || info.Size() > maxProgram {
 		return nil, fmt.Errorf("%s: not a program of at most %d bytes", path, maxProgram)
 	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	binary, err := elf.NewFile(bytes.NewReader(data))
+	binary, err := elf.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("%s: not a program for Linux: %w; build it with GOOS=linux", path, err)
 	}
+	defer binary.Close()
 	for _, segment := range binary.Progs {
 		if segment.Type == elf.PT_INTERP {
 			return nil, fmt.Errorf("%s is not static and would not run in an image with nothing else: build it with CGO_ENABLED=0", path)
 		}
 	}
-	info, err := buildinfo.Read(bytes.NewReader(data))
+	info, err := buildinfo.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; build it with go build", path, err)
 	}
-	return &Program{Name: filepath.Base(path), Info: info, data: data}, nil
+	return &Program{Name: filepath.Base(path), Info: info, path: path}, nil
 }
 
 // setting is one of the settings that the program was built with, or "".
@@ -93,7 +90,11 @@ func (p *Program) Image() (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	program, err := layer(built, entry{p.Name, 0o555, p.data})
+	data, err := os.ReadFile(p.path)
+	if err != nil {
+		return nil, err
+	}
+	program, err := layer(built, entry{p.Name, 0o555, data})
 	if err != nil {
 		return nil, err
 	}
@@ -137,6 +138,11 @@ type entry struct {
 
 func layer(at time.Time, entries ...entry) (v1.Layer, error) {
 	var buf bytes.Buffer
+	size := 1024 // of the archive: a program is not to be copied again and again
+	for _, e := range entries {
+		size += 512 + len(e.data) + 511
+	}
+	buf.Grow(size)
 	w := tar.NewWriter(&buf)
 	for _, e := range entries { // the archive takes a folder from the slash
 		if err := w.WriteHeader(&tar.Header{Name: e.name, Mode: e.mode, Size: int64(len(e.data)), ModTime: at}); err != nil {

@@ -518,21 +518,7 @@ func TestFromOutside(t *testing.T) {
 				t.Fatalf("images: exit code %d\n%s", code, &narration)
 			}
 			image := strings.TrimSpace(out.String())
-			cosign(t, "verify", image)
-			cosign(t, "verify-attestation", "--type", images.PredicateType, image)
-			r, err := store.Open(t.Context(), image)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer r.Close()
-			referrers, err := r.Referrers(t.Context())
-			if err != nil || len(referrers) != 1 {
-				t.Fatalf("referrers %v, %v", referrers, err)
-			}
-			bill, err := store.Pull(t.Context(), r.Repository()+"@"+referrers[0], store.Want{Type: images.BillType})
-			if err != nil || !bytes.Contains(bill.Files[0].Data, []byte(`"bomFormat": "CycloneDX"`)) {
-				t.Errorf("bill of materials: %v", err)
-			}
+			signedAndDescribed(t, image)
 		})).
 		Assess("And crane pulls it and the images, whole", do(func(t *testing.T) {
 			for _, r := range []string{ref, registryOutside + "/temper/serve:dev"} {
@@ -540,6 +526,27 @@ func TestFromOutside(t *testing.T) {
 			}
 		})).
 		Feature())
+}
+
+// signedAndDescribed holds an image to its signatures, and to the bill of materials
+// that is its one referrer.
+func signedAndDescribed(t *testing.T, image string) {
+	t.Helper()
+	cosign(t, "verify", image)
+	cosign(t, "verify-attestation", "--type", images.PredicateType, image)
+	r, err := store.Open(t.Context(), image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	referrers, err := r.Referrers(t.Context())
+	if err != nil || len(referrers) != 1 {
+		t.Fatalf("referrers %v, %v", referrers, err)
+	}
+	bill, err := store.Pull(t.Context(), r.Repository()+"@"+referrers[0], store.Want{Type: images.BillType})
+	if err != nil || !bytes.Contains(bill.Files[0].Data, []byte(`"bomFormat": "CycloneDX"`)) {
+		t.Errorf("bill of materials: %v", err)
+	}
 }
 
 // cosign runs the stock program with the installation's public key.

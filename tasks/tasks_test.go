@@ -369,6 +369,11 @@ func TestAPushRunsThePipelinesOfWhatItChanged(t *testing.T) {
 					t.Errorf("%s: its pipeline has no parameter %s", run.Name, p.Name)
 				}
 			}
+			for _, w := range pipeline.Spec.Workspaces {
+				if !slices.ContainsFunc(run.Spec.Workspaces, func(b pipelinev1.WorkspaceBinding) bool { return b.Name == w.Name }) {
+					t.Errorf("%s: gives its pipeline no workspace %s", run.Name, w.Name)
+				}
+			}
 			for _, s := range run.Spec.TaskRunSpecs {
 				if !slices.ContainsFunc(pipeline.Spec.Tasks, func(task pipelinev1.PipelineTask) bool { return task.Name == s.PipelineTaskName }) {
 					t.Errorf("%s: its pipeline has no task %s", run.Name, s.PipelineTaskName)

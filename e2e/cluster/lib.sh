@@ -5,6 +5,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 cache=${TEMPER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/temper}
+export TEMPER_CACHE=$cache
 cluster=temper
 node=$cluster-control-plane
 ready=$cache/ready # there while the cluster is up, with all that belongs in it

@@ -21,7 +21,6 @@ import (
 	"github.com/argoproj/argo-workflows/v3/workflow/validate"
 	"github.com/google/cel-go/cel"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
@@ -487,41 +486,6 @@ func TestCase04WhoMayDoWhat(t *testing.T) {
 				}
 			}
 		}
-	}
-}
-
-// Every pod is denied everything, and each exception names who it is for.
-func TestNetworkPolicies(t *testing.T) {
-	denied := false
-	for _, d := range build(t, "overlays/kind") {
-		p, ok := d.Object.(*networkingv1.NetworkPolicy)
-		if !ok {
-			continue
-		}
-		everyone := len(p.Spec.PodSelector.MatchLabels)+len(p.Spec.PodSelector.MatchExpressions) == 0
-		if everyone && len(p.Spec.Ingress)+len(p.Spec.Egress) == 0 && len(p.Spec.PolicyTypes) == 2 {
-			denied = true
-		} else if everyone && p.Name != "dns" {
-			t.Errorf("NetworkPolicy %s opens something for every pod", p.Name)
-		}
-		for _, e := range p.Spec.Egress {
-			if len(e.To) == 0 || len(e.Ports) == 0 {
-				t.Errorf("NetworkPolicy %s: egress to anywhere", p.Name)
-			}
-			for _, to := range e.To {
-				if to.IPBlock != nil && to.IPBlock.CIDR == "0.0.0.0/0" {
-					t.Errorf("NetworkPolicy %s: egress to the internet", p.Name)
-				}
-			}
-		}
-		for _, i := range p.Spec.Ingress {
-			if len(i.From) == 0 || len(i.Ports) == 0 {
-				t.Errorf("NetworkPolicy %s: ingress from anywhere", p.Name)
-			}
-		}
-	}
-	if !denied {
-		t.Error("nothing denies by default")
 	}
 }
 

@@ -4,12 +4,12 @@
 source "$(dirname "$0")/lib.sh"
 source=$1
 
-# apply tries again: a webhook that is ready is not at once to be reached.
+# apply [FLAG...] tries again: a webhook that is ready is not at once to be reached.
 apply() {
   local manifests
   manifests=$(mktemp)
   cat >"$manifests"
-  wait_for 60 kubectl apply --server-side --force-conflicts -f "$manifests"
+  wait_for 60 kubectl apply --server-side --force-conflicts "$@" -f "$manifests"
   rm "$manifests"
 }
 ready() { kubectl -n "$1" rollout status deployment --timeout=300s >/dev/null; }
@@ -55,7 +55,7 @@ argo() {
   version=$(version argo github.com/argoproj/argo-workflows/v3)
   kubectl create namespace argo --dry-run=client -o yaml | apply
   if [ "$source" = internet ]; then
-    curl -fsSL "https://github.com/argoproj/argo-workflows/releases/download/$version/install.yaml" | kubectl -n argo apply --server-side -f - >/dev/null
+    curl -fsSL "https://github.com/argoproj/argo-workflows/releases/download/$version/install.yaml" | apply -n argo
   else
     rm -rf "$manifests"
     mkdir -p "$manifests"

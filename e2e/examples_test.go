@@ -22,6 +22,7 @@ import (
 // Every example comes to the verdict that it announces, in a namespace and a
 // repository of its own.
 func TestExamples(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob("../examples/*.yaml")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no examples: %v", err)
@@ -67,6 +68,7 @@ func TestExamples(t *testing.T) {
 
 // However many pods share an evaluation, its report is the same.
 func TestShards(t *testing.T) {
+	t.Parallel()
 	var model string
 	reports := map[string]string{}
 	feature := features.New("a sharded evaluation").

@@ -156,6 +156,7 @@ func ask(ctx context.Context, t *testing.T, namespace string, set *dataset.Set, 
 
 // What the gate rejects ends Succeeded and changes nothing.
 func TestRejectedCandidate(t *testing.T) {
+	t.Parallel()
 	var w *workflow
 	var before *channel.Head
 	testenv.Test(t, features.New("a candidate that is rejected").
@@ -224,11 +225,13 @@ func TestCase06StrictReferencing(t *testing.T) {
 // A parameter that is not one of its enum, or that does not exist, is refused
 // when it is submitted, by the admission policy.
 func TestParameterOutOfEnum(t *testing.T) {
+	t.Parallel()
 	notAdmitted(t, "no such parameter, or not with that value", "shards=3", "absent=1")
 }
 
 // A variable of Argo's in a value, which Argo would replace, is refused too.
 func TestCase01VariablesAreRefused(t *testing.T) {
+	t.Parallel()
 	notAdmitted(t, "a parameter's value is taken as it is written",
 		"definition={{workflow.name}}", "candidates={{=1+1}}", `candidates=[{"recipe": "\u007b\u007bworkflow.name}}", "seed": "1"}]`)
 }
@@ -343,6 +346,7 @@ func kill(ctx context.Context, namespace, workflow string, templates []string) e
 
 // A gate that says nothing promotes nothing.
 func TestCase12GateThatDies(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]map[string]any{
 		"writes no result": {"args": []string{"--help"}},
 		"fails":            {"args": []string{"--no-such-flag"}},
@@ -411,6 +415,7 @@ func base(t *testing.T) string { return promoted(t).made(t, "train") }
 // A model that the installation's key did not sign is neither promoted nor
 // served; the same model with its signature is.
 func TestUnsignedIsRefused(t *testing.T) {
+	t.Parallel()
 	const refused, done = 3, 0
 	_, otherKey := signingtest.KeyFolder(t)
 	other := "other-key-" + unique()

@@ -54,6 +54,16 @@ down() {
   iptables -P FORWARD "${policy:-ACCEPT}"
   cat "$state/ip_forward" >/proc/sys/net/ipv4/ip_forward
   rm -rf "$state"
+  # Its cgroups, which are empty by now.
+  find /sys/fs/cgroup -depth -type d \( -name docker -o -path '*/docker/*' \) -exec rmdir {} \; 2>/dev/null || true
+  local left
+  left=$(
+    pgrep -af "$state/" || true
+    iptables-save | grep -E 'DOCKER|docker0|--comment temper' || true
+    ip -o link show type bridge | grep -E ' (docker0|br-[0-9a-f]{12}):' || true
+    find /sys/fs/cgroup -type d \( -name docker -o -path '*/docker/*' \)
+  )
+  [ -z "$left" ] || { printf 'left behind:\n%s\n' "$left" >&2 && exit 1; }
 }
 
 "$1"

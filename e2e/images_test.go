@@ -28,18 +28,18 @@ import (
 
 // A push that changes a runner makes the images of all runners from that commit:
 // the same, bit by bit, as the same Go makes of it here.
-func TestRunnerImages(t *testing.T) {
-	t.Parallel()
+func TestRunnerImages(test *testing.T) {
+	test.Parallel()
 	gitNamespace := "git-" + unique()
-	source := t.TempDir()
+	source := test.TempDir()
 	var commit, uid string
 	var made []string
-	testenv.Test(t, features.New("a push event of a runner").
+	testenv.Test(test, features.New("a push event of a runner").
 		Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
 			serveGit(t, gitNamespace)
 			listen(t)
 			pipe(t, exec.Command("git", "-C", "..", "archive", "HEAD"), exec.Command("tar", "-x", "-C", source))
-			earlier(t, source)
+			earlier(test, t, source)
 			patchTemplate(t, "runner-images", fmt.Sprintf(`[
 				{"op": "test", "path": "/spec/params/3/name", "value": "go-image"},
 				{"op": "replace", "path": "/spec/params/3/default", "value": %q},
@@ -159,9 +159,9 @@ func toolchain(t *testing.T) string {
 // in it is everything that the runners are made of but this repository's own
 // packages. Compiling that takes minutes, so it is kept from one cluster to the
 // next.
-func earlier(t *testing.T, source string) {
+func earlier(test, t *testing.T, source string) {
 	t.Helper()
-	const volume = "/var/local/go-cache"
+	const volume = "/tmp/go-cache" // the node's memory: so many files are slow to remove from its disk
 	cache := filepath.Join(os.Getenv("TEMPER_CACHE"), "go")
 	modules := must(t, "", "go", "env", "GOMODCACHE")
 	proxy := "GOPROXY=file://" + modules + "/cache/download," + must(t, "", "go", "env", "GOPROXY")
@@ -170,8 +170,8 @@ func earlier(t *testing.T, source string) {
 	build(t, source, env, strings.Fields(packages)...)
 
 	node := []string{"exec", "-i", "temper-control-plane"}
-	must(t, "", "docker", append(node, "rm", "-rf", volume)...)
-	must(t, "", "docker", append(node, "mkdir", "-m", "777", volume)...)
+	test.Cleanup(func() { must(test, "", "docker", append(node, "rm", "-rf", volume)...) })
+	must(t, "", "docker", append(node, "mkdir", "-p", "-m", "777", volume)...)
 	pipe(t, exec.Command("tar", "-c", "--owner=65532", "--group=65532", "-C", cache, "."), exec.Command("docker", append(node, "tar", "-x", "-C", volume)...))
 	if err := apply(fmt.Sprintf(`
 apiVersion: v1

@@ -125,5 +125,5 @@ func define(t *testing.T, repository string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.Replace(ref, registryOutside, registryInside, 1)
+	return inside(ref)
 }

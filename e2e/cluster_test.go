@@ -340,6 +340,9 @@ func get(t *testing.T, namespace, name string) *workflow {
 // outside is a reference as it is written out here.
 func outside(ref string) string { return strings.Replace(ref, registryInside, registryOutside, 1) }
 
+// inside is a reference as pods write it.
+func inside(ref string) string { return strings.Replace(ref, registryOutside, registryInside, 1) }
+
 // server asks the model server in a namespace, through the Kubernetes API's
 // proxy to the Service.
 func server(t *testing.T, namespace string) *inference.Client {

@@ -152,7 +152,7 @@ func toolchain(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.Replace(at.String(), registryOutside, registryInside, 1)
+	return inside(at.String())
 }
 
 // earlier makes the volume with Go's caches as an earlier run would have left it:

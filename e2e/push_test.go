@@ -294,7 +294,7 @@ func serveGit(t *testing.T, ns string) {
 	if code := step.Run(t.Context(), images.Command(), []string{"--repository", registryOutside + "/e2e", program}, &ref, &narration); code != 0 {
 		t.Fatalf("images: exit code %d\n%s", code, &narration)
 	}
-	image := strings.Replace(strings.TrimSpace(ref.String()), registryOutside, registryInside, 1)
+	image := inside(strings.TrimSpace(ref.String()))
 	labels := "{app.kubernetes.io/component: git}"
 	if err := apply(fmt.Sprintf(`
 apiVersion: v1

@@ -1,7 +1,6 @@
 package detect
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -9,10 +8,10 @@ import (
 	"slices"
 	"sort"
 	"strconv"
-	"sync"
 
 	"github.com/sjwhitworth/golearn/base"
 	"github.com/sjwhitworth/golearn/trees"
+	"golang.org/x/sync/errgroup"
 )
 
 // Forest fuses the signals into one score: trees that were each grown on a
@@ -59,22 +58,19 @@ func grow(rows [][signalCount]float64, hostile []bool) (*Forest, error) {
 	}
 	rng := rand.New(rand.NewPCG(1, treeCount))
 	f.Trees = make([][]Node, treeCount)
-	failed := make([]error, treeCount)
-	room := make(chan struct{}, runtime.GOMAXPROCS(0))
-	var wait sync.WaitGroup
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
 	for t := range f.Trees {
 		drawn := make([]int, len(rows))
 		for i := range drawn {
 			drawn[i] = rng.IntN(len(rows))
 		}
-		room <- struct{}{}
-		wait.Go(func() {
-			f.Trees[t], failed[t] = f.tree(t, rows, hostile, drawn)
-			<-room
+		group.Go(func() (err error) {
+			f.Trees[t], err = f.tree(t, rows, hostile, drawn)
+			return err
 		})
 	}
-	wait.Wait()
-	if err := errors.Join(failed...); err != nil {
+	if err := group.Wait(); err != nil {
 		return nil, err
 	}
 	return f, nil

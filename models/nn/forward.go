@@ -12,10 +12,9 @@ type Forward struct {
 	logits  []float32 // output of the last layer
 
 	// For Follow: the first of layers, each of which sees windows of the one before.
-	locals         []local
-	made           []float32 // output of the last of them
-	line, channels int       // of that output
-	trail          int       // values that a Trail remembers
+	locals []local
+	made   []float32 // output of the last of them
+	out    Shape     // of that output
 }
 
 // NewForward prepares a forward pass over at most batch rows at a time.
@@ -53,7 +52,7 @@ func NewForward(n *Network, batch int) (*Forward, error) {
 			return from
 		}
 		if f.follow(i, weighted, out) {
-			f.made, f.line, f.channels = y, out.Width*out.Channels, out.Channels
+			f.made, f.out = y, out
 		}
 		if weighted == nil {
 			f.layers = append(f.layers, func(x []float32, rows int) { function.Forward(y, take(x), rows) })

@@ -1,10 +1,6 @@
 package nn
 
-import (
-	"slices"
-
-	"github.com/temper-ml/temper/models/nn/kernel"
-)
+import "github.com/temper-ml/temper/models/nn/kernel"
 
 // ConvPool returns the arithmetic of a convolution with ReLU together with the
 // max-pool after it, which takes half the memory traffic of the two, or nil where
@@ -19,10 +15,8 @@ func (n *Network) ConvPool(layer int) *kernel.ConvPool {
 	if pool == nil || pool.Step() != pool.Size || pool.Padding != 0 {
 		return nil
 	}
-	for i := range n.Layers {
-		if slices.Contains(n.Inputs(i), layer) != (i == layer+1) {
-			return nil
-		}
+	if !n.takenOnce(layer, layer+1) {
+		return nil
 	}
 	return &kernel.ConvPool{Conv: *conv, Size: pool.Size}
 }

@@ -99,7 +99,11 @@ func (f *Forward) follow(layer int, weighted kernel.Weighted, out Shape) bool {
 			return to
 		}
 	}
-	if f.trail += l.values(); f.trail+out.Size() > maxTrail {
+	values := l.values() + out.Size()
+	for _, before := range f.locals {
+		values += before.values()
+	}
+	if values > maxTrail {
 		return false
 	}
 	f.locals = append(f.locals, l)
@@ -142,7 +146,7 @@ func (f *Forward) Follow(x []float32, changes []Change) []float32 {
 		return f.Logits(x, len(changes))
 	}
 	last := len(f.locals)
-	size := len(f.made) / f.batch
+	size := f.out.Size()
 	for r, c := range changes {
 		f.update(c, x[r*f.network.Input.Size():])
 		copy(f.made[r*size:][:size], c.maps[last])
@@ -164,12 +168,12 @@ func (f *Forward) update(c Change, x []float32) {
 		for _, l := range f.locals {
 			t.maps = append(t.maps, make([]float32, l.values()))
 		}
-		t.maps = append(t.maps, make([]float32, len(f.made)/f.batch))
+		t.maps = append(t.maps, make([]float32, f.out.Size()))
 		t.before = make([]patch, len(t.maps))
 	}
 	for i, m := range t.maps {
 		// Of the last map every line is as long as the output.
-		channels, line, border := f.channels, f.line, 0
+		channels, line, border := f.out.Channels, f.out.Width*f.out.Channels, 0
 		if i < len(f.locals) {
 			l := &f.locals[i]
 			channels, line, border = l.in.Channels, l.line(), l.border

@@ -254,9 +254,9 @@ func notAdmitted(t *testing.T, refusal string, parameters ...string) {
 	all.Wait()
 }
 
-// Pods are killed in train, pack, sign and promote: one model, one promotion. (No
-// other test's pods may run meanwhile: the node knows no test.)
+// Pods are killed in train, pack, sign and promote: one model, one promotion.
 func TestCase15PodsKilled(t *testing.T) {
+	t.Parallel()
 	victims := []string{"train", "pack", "sign", "promote"}
 	ns := "killed-" + unique()
 	var w *workflow
@@ -316,11 +316,12 @@ func TestCase15PodsKilled(t *testing.T) {
 // at work: the node stops the program when it sees it, as most end within a
 // second, so that what comes of it another pod did. (Argo gives that one the same
 // node where it had not seen the first run.) The templates are in the order in
-// which they run.
+// which they run. The node knows no namespace: a program is the workflow's if its
+// arguments name the repository, which has the namespace's name.
 func kill(ctx context.Context, namespace, workflow string, templates []string) error {
 	now := int64(0)
 	for _, v := range templates {
-		stop := exec.CommandContext(ctx, "docker", "exec", "temper-control-plane", "sh", "-c", `until pkill -STOP -f "^/`+v+` "; do sleep 0.05; done`)
+		stop := exec.CommandContext(ctx, "docker", "exec", "temper-control-plane", "sh", "-c", `until pkill -STOP -f "^/`+v+` .*/`+namespace+`"; do sleep 0.05; done`)
 		if out, err := stop.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s never ran: %w\n%s", v, err, out)
 		}

@@ -110,6 +110,8 @@ tekton() {
 }
 
 if [ "$source" = modules ]; then volumes; fi
+timed "Argo Workflows" argo & # most of it is waiting
+argo=$!
 timed "the registry" registry
-timed "Argo Workflows" argo
 timed "Tekton" tekton
+wait $argo

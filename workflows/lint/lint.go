@@ -484,24 +484,24 @@ func walk(n *yamlv3.Node, at []string, visit func(*yamlv3.Node, []string)) {
 	step(n, at)
 }
 
-// child follows keys through mappings; nil where they lead nowhere.
+// child follows keys through mappings, and aliases; nil where they lead nowhere.
 func child(n *yamlv3.Node, keys ...string) *yamlv3.Node {
-	for _, key := range keys {
-		if n == nil || n.Kind != yamlv3.MappingNode {
-			return nil
-		}
-		var next *yamlv3.Node
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if n.Content[i].Value == key {
-				next = n.Content[i+1]
-			}
-		}
-		if next != nil && next.Kind == yamlv3.AliasNode {
-			next = next.Alias
-		}
-		n = next
+	if n != nil && n.Kind == yamlv3.AliasNode {
+		n = n.Alias
 	}
-	return n
+	if len(keys) == 0 {
+		return n
+	}
+	if n == nil || n.Kind != yamlv3.MappingNode {
+		return nil
+	}
+	var next *yamlv3.Node
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == keys[0] {
+			next = n.Content[i+1]
+		}
+	}
+	return child(next, keys[1:]...)
 }
 
 // text is the scalar that keys lead to, "" for none.
@@ -518,7 +518,7 @@ func items(n *yamlv3.Node) (all []string) {
 		return nil
 	}
 	for _, c := range n.Content {
-		all = append(all, c.Value)
+		all = append(all, child(c).Value)
 	}
 	return all
 }

@@ -93,7 +93,7 @@ tekton() {
     P=$(dir tekton github.com/tektoncd/pipeline)/config
     T=$(dir triggers github.com/tektoncd/triggers)/config
     join "$P"/100-namespace/*.yaml "$P"/300-crds/*.yaml "$T"/300*.yaml | apply
-    kubectl wait --for=condition=Established crd --all --timeout=60s >/dev/null
+    wait_for 60 kubectl wait --for=condition=Established crd --all --timeout=60s # fails where one is just being made
     # Images by the names that images/ gives them; every version "devel" is a
     # release's to fill in; tini is where Debian has it.
     join "$P"/2*.yaml "$P"/500-webhooks.yaml "$P"/clusterrole-*.yaml "$P"/config-*.yaml "$P"/{controller,events,webhook}.yaml "$P"/resolvers/*.yaml |

@@ -296,8 +296,8 @@ func (w *worker) backward(rows int, labels []uint8, grad, flat []float32) {
 			dw[k] += math.Float32frombits(math.Float32bits(dAbsolute[k]) ^ math.Float32bits(v)&sign)
 		}
 		if w.net.Inputs(i)[0] >= 0 { // nothing needs the gradient of the network's input
-			w.steps[i].BackwardInput(dC, outC, s.turned, rows)
-			w.steps[i].BackwardInput(dR, outR, s.turnedAbsolute, rows)
+			w.steps[i].BackwardInput(dC, outC, s.turned, nil, rows)
+			w.steps[i].BackwardInput(dR, outR, s.turnedAbsolute, nil, rows)
 			add(in, dC, dR)
 		}
 	}

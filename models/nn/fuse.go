@@ -15,7 +15,7 @@ func (n *Network) ConvPool(layer int) *kernel.ConvPool {
 	if pool == nil || pool.Step() != pool.Size || pool.Padding != 0 {
 		return nil
 	}
-	if !n.takenOnce(layer, layer+1) {
+	if !n.TakenOnce(layer, layer+1) {
 		return nil
 	}
 	return &kernel.ConvPool{Conv: *conv, Size: pool.Size}

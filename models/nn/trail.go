@@ -48,7 +48,7 @@ const maxTrail = 64 << 10
 // output has the given shape, that of the pool for a ConvPool.
 func (f *Forward) follow(layer int, weighted kernel.Weighted, out Shape) bool {
 	n := f.network
-	if len(f.locals) < len(f.layers) || !n.takenOnce(layer-1, layer) {
+	if len(f.locals) < len(f.layers) || !n.TakenOnce(layer-1, layer) {
 		return false
 	}
 	l := local{in: n.shapes[layer], reach: func(w Window) Window { return w }}
@@ -110,9 +110,9 @@ func (f *Forward) follow(layer int, weighted kernel.Weighted, out Shape) bool {
 	return true
 }
 
-// takenOnce tells whether a layer's output, that of -1 being the network's input, is
+// TakenOnce tells whether a layer's output, that of -1 being the network's input, is
 // all that another takes, and taken by no other.
-func (n *Network) takenOnce(layer, by int) bool {
+func (n *Network) TakenOnce(layer, by int) bool {
 	for i := range n.Layers {
 		if slices.Contains(n.Inputs(i), layer) != (i == by) {
 			return false

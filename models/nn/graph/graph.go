@@ -61,18 +61,17 @@ func NewTraining(net *nn.Network, batch int) (*Training, error) {
 	return &Training{e}, err
 }
 
-// NewFastAttack is NewAttack for training: where the kernel path has bfloat16
-// (kernel.HasBF16), the products behind a gradient are made of it. Logits
-// without a gradient stay exact.
+// NewFastAttack is NewAttack for training: what is behind a gradient is computed as
+// fast as the kernel path can (kernel.UseFast). Logits without a gradient stay exact.
 func NewFastAttack(net *nn.Network, batch int) (*Attack, error) {
-	e, err := newEngine(net, batch, false, kernel.HasBF16())
+	e, err := newEngine(net, batch, false, true)
 	return &Attack{e}, err
 }
 
-// NewFastTraining is NewTraining with such products. Weights and their
+// NewFastTraining is NewTraining with such arithmetic. Weights and their
 // gradients are float32 all the same.
 func NewFastTraining(net *nn.Network, batch int) (*Training, error) {
-	e, err := newEngine(net, batch, true, kernel.HasBF16())
+	e, err := newEngine(net, batch, true, true)
 	return &Training{e}, err
 }
 
@@ -169,7 +168,7 @@ type engine struct {
 	batch, piece   int
 	size, classes  int
 	training       bool
-	bf16           bool          // products of bfloat16
+	fast           bool          // kernel.UseFast
 	logits, dx     []float32     // of the whole batch
 	gradient       []float32     // of the weights
 	partial        [][]float32   // each piece's share of gradient
@@ -184,11 +183,11 @@ type engine struct {
 
 type parameters map[int]*tensor.Dense
 
-func newEngine(net *nn.Network, batch int, training, bf16 bool) (*engine, error) {
+func newEngine(net *nn.Network, batch int, training, fast bool) (*engine, error) {
 	if batch < 1 {
 		return nil, fmt.Errorf("batch %d: must be at least 1", batch)
 	}
-	e := &engine{net: net, batch: batch, size: net.Input.Size(), classes: net.Classes(), training: training, bf16: bf16}
+	e := &engine{net: net, batch: batch, size: net.Input.Size(), classes: net.Classes(), training: training, fast: fast}
 	e.piece = max(minPiece, (batch+maxPieces-1)/maxPieces)
 	e.piece += e.piece % 2 // pieces start at even rows: see nn.Loss
 	pieces := (batch + e.piece - 1) / e.piece
@@ -218,15 +217,17 @@ func newEngine(net *nn.Network, batch int, training, bf16 bool) (*engine, error)
 		}
 		w, _ := net.Weights(i)
 		e.packed[i] = w
+		arranged := len(w)
 		if packer, ok := weighted.(kernel.Packer); ok {
-			packed := make([]float32, len(w))
+			arranged = packer.Arranged()
+			packed := make([]float32, arranged)
 			e.packed[i] = packer.Pack(packed, w)
 			e.arrange = append(e.arrange, func() { packer.Pack(packed, w) })
 		}
 		if training && net.Inputs(i)[0] == -1 { // training never needs the gradient of its input
 			continue
 		}
-		turned := make([]float32, len(w))
+		turned := make([]float32, arranged)
 		e.turned[i] = turned
 		e.arrange = append(e.arrange, func() { weighted.Turn(turned, w) })
 	}
@@ -255,8 +256,8 @@ func (e *engine) arithmetic(layer int) kernel.Weighted {
 	if pooled := e.net.ConvPool(layer); pooled != nil {
 		weighted = pooled
 	}
-	if weighted != nil && e.bf16 {
-		kernel.UseBF16(weighted)
+	if weighted != nil && e.fast {
+		kernel.UseFast(weighted)
 	}
 	return weighted
 }
@@ -544,9 +545,23 @@ func (m *machine) toInput(layer, input int) bool {
 	return m.direct && !m.training && m.net.Inputs(layer)[input] == -1
 }
 
+// masked tells whether the gradient of a layer's output is that before the ReLU which
+// the layer ends in: where a layer with parameters, and no other, takes it.
+func (m *machine) masked(i int) bool {
+	if i < 0 || !m.net.Layers[i].ReLU() {
+		return false
+	}
+	for by := range m.net.Layers {
+		if m.arithmetic(by) != nil && m.net.TakenOnce(i, by) {
+			return true
+		}
+	}
+	return false
+}
+
 // unclamp is the gradient before the ReLU that a layer ends in, if it does.
 func (m *machine) unclamp(i int, l nn.Layer, output, grad *gorgonia.Node) (*gorgonia.Node, error) {
-	if !l.ReLU() {
+	if !l.ReLU() || m.masked(i) {
 		return grad, nil
 	}
 	size := m.net.LayerShapes()[i+1].Size()
@@ -574,13 +589,17 @@ func (m *machine) weighted(i int, l nn.Layer, x, w *gorgonia.Node) (*gorgonia.No
 		if err != nil {
 			return nil, err
 		}
-		direct := m.toInput(i, 0)
+		direct, masked := m.toInput(i, 0), m.masked(m.net.Inputs(i)[0])
 		dx, err := m.apply(name+".input.gradient", in.Size(), func(dx []float32, in [][]float32) {
 			if direct {
 				dx = m.dx[m.lo*m.size:]
 			}
-			arith.BackwardInput(dx, in[0], m.turned[i], m.rows)
-		}, nil, grad, inputs[1])
+			var mask []float32
+			if masked {
+				mask = in[2]
+			}
+			arith.BackwardInput(dx, in[0], m.turned[i], mask, m.rows)
+		}, nil, grad, inputs[1], inputs[0])
 		if err != nil {
 			return nil, err
 		}

@@ -9,24 +9,44 @@ import "math"
 // float32 between layers, and are rounded on their way into a product.
 
 // Packer is a Weighted whose Forward takes its weights as Pack returns them: w
-// itself, or w arranged in packed, of the same length. Pack needs to be called
-// once for each new set of weights.
+// itself, or w arranged in packed. Pack needs to be called once for each new set of
+// weights. Arranged is the length of packed, and of Turn's turned.
 type Packer interface {
 	Weighted
 	Pack(packed, w []float32) []float32
+	Arranged() int
 }
 
 // UseBF16 makes a layer multiply bfloat16 values. Those other than Conv,
 // ConvPool and Dense go on as they were.
 func UseBF16(layer Weighted) {
+	if conv := convolution(layer); conv != nil {
+		conv.BF16 = true
+	} else if dense, ok := layer.(*Dense); ok {
+		dense.BF16 = true
+	}
+}
+
+// UseFast makes a layer as fast as training has it: a convolution by Winograd's
+// algorithm where that is the fastest, and otherwise UseBF16 where the path has
+// bfloat16.
+func UseFast(layer Weighted) {
+	if conv := convolution(layer); conv != nil && conv.suitsWinograd() {
+		conv.Winograd = true
+	} else if HasBF16() {
+		UseBF16(layer)
+	}
+}
+
+// convolution is that of a layer, nil for one without.
+func convolution(layer Weighted) *Conv {
 	switch l := layer.(type) {
 	case *Conv:
-		l.BF16 = true
+		return l
 	case *ConvPool:
-		l.BF16 = true
-	case *Dense:
-		l.BF16 = true
+		return &l.Conv
 	}
+	return nil
 }
 
 // round writes the n values of src to dst as (n+1)/2 pairs of neighbours. The

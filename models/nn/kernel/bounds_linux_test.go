@@ -3,6 +3,7 @@ package kernel
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -53,6 +54,38 @@ func TestProductStaysInItsOperands(t *testing.T) {
 				if v != p.bias[i%p.n] {
 					t.Fatal(fmt.Sprintf("trial %d: element %d is %v, want %v", trial, i, v, p.bias[i%p.n]))
 				}
+			}
+		}
+	})
+}
+
+// The transforms neither, and every path has the same result.
+func TestTransformStaysInItsOperands(t *testing.T) {
+	each(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(9, 10))
+		for _, m := range []*transform{&spreadInput, &spreadOutput, &spreadWeight, &scatterInput, &gatherOutput, &gatherWeight} {
+			in, out := len(m.matrix[0]), len(m.matrix)
+			for trial := range 20 {
+				n := 16 * (1 + rng.IntN(3))
+				if trial%5 == 0 {
+					n = 1 + rng.IntN(40)
+				}
+				place := func(size int) (s strides, values int) {
+					s.column = n + rng.IntN(5)
+					s.row = size*s.column + rng.IntN(5)
+					return s, (size-1)*(s.row+s.column) + n
+				}
+				from, values := place(in)
+				src := fence(t, values, trial%2 == 0)
+				copy(src, fill(rng, values))
+				to, values := place(out)
+				dst := fence(t, values, trial%2 == 0)
+				copy(dst, fill(rng, values))
+				want := slices.Clone(dst)
+				relu := m.kind == gatheringOutput && trial%3 == 0
+				m.portable(want, to, src, from, n, relu)
+				m.apply(dst, to, src, from, n, relu)
+				near(t, fmt.Sprintf("transform %d, trial %d", m.kind, trial), dst, want, 1e-5)
 			}
 		}
 	})

@@ -12,65 +12,75 @@ import (
 // garbage collector runs and grows stacks.
 func TestConcurrentUse(t *testing.T) {
 	each(t, func(t *testing.T) {
-		const rows = 2
-		rng := rand.New(rand.NewPCG(3, 3))
-		shape := Conv{Height: 9, Width: 8, Channels: 18, OutHeight: 9, OutWidth: 8, Filters: 24, Kernel: 3, Stride: 1, Padding: 1, BF16: HasBF16()}
-		x, w, bias := fill(rng, rows*9*8*18), fill(rng, 3*3*18*24), fill(rng, 24)
-		dy := fill(rng, rows*4*4*24)
-		work := func(depth int) (out []float32) {
-			p := ConvPool{Conv: shape, Size: 2}
-			packed, turned := make([]float32, len(w)), make([]float32, len(w))
-			y, dx, dw := make([]float32, len(dy)), make([]float32, len(x)), make([]float32, len(w))
-			deep(depth, func() {
-				p.Turn(turned, w)
-				p.Forward(y, x, p.Pack(packed, w), bias, rows, true)
-				p.BackwardInput(dx, dy, turned, rows)
-				p.BackwardWeight(dw, make([]float32, 24), x, dy, rows)
-				SignStep(dx, dx, dw[:len(dx)], 0.1, 0.2)
-			})
-			return slices.Concat(y, dx, dw)
+		for _, shape := range []Conv{
+			{Channels: 18, Filters: 24, BF16: HasBF16()},
+			{Channels: 16, Filters: 32, Winograd: true},
+		} {
+			concurrently(t, shape)
 		}
-		want := work(0)
-		turns := 8
-		if testing.Short() {
-			turns = 1
+	})
+}
+
+func concurrently(t *testing.T, shape Conv) {
+	const rows = 2
+	rng := rand.New(rand.NewPCG(3, 3))
+	shape.Height, shape.Width, shape.OutHeight, shape.OutWidth, shape.Kernel, shape.Stride, shape.Padding = 9, 8, 9, 8, 3, 1, 1
+	channels, filters := shape.Channels, shape.Filters
+	x, w, bias := fill(rng, rows*9*8*channels), fill(rng, 3*3*channels*filters), fill(rng, filters)
+	dy := fill(rng, rows*4*4*filters)
+	work := func(depth int) (out []float32) {
+		p := ConvPool{Conv: shape, Size: 2}
+		packed, turned := make([]float32, p.Arranged()), make([]float32, p.Arranged())
+		y, dx, dw := make([]float32, len(dy)), make([]float32, len(x)), make([]float32, len(w))
+		deep(depth, func() {
+			p.Turn(turned, w)
+			p.Forward(y, x, p.Pack(packed, w), bias, rows, true)
+			p.BackwardInput(dx, dy, turned, nil, rows)
+			p.BackwardWeight(dw, make([]float32, filters), x, dy, rows)
+			SignStep(dx, dx, dw[:len(dx)], 0.1, 0.2)
+		})
+		return slices.Concat(y, dx, dw)
+	}
+	want := work(0)
+	turns := 8
+	if testing.Short() {
+		turns = 1
+	}
+	stop := make(chan struct{})
+	var collector, workers sync.WaitGroup
+	collector.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				runtime.GC()
+			}
 		}
-		stop := make(chan struct{})
-		var collector, workers sync.WaitGroup
-		collector.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-					runtime.GC()
+	})
+	for g := range 6 {
+		workers.Go(func() {
+			for i := range turns {
+				if g%2 == 0 { // on a thread of its own, which then ends
+					runtime.LockOSThread()
 				}
+				got := work(i * 50)
+				for k := range want {
+					if got[k] != want[k] {
+						t.Errorf("goroutine %d, turn %d: value %d is %v, alone it was %v", g, i, k, got[k], want[k])
+						break
+					}
+				}
+				if g%2 == 0 {
+					runtime.UnlockOSThread()
+				}
+				runtime.Gosched()
 			}
 		})
-		for g := range 6 {
-			workers.Go(func() {
-				for i := range turns {
-					if g%2 == 0 { // on a thread of its own, which then ends
-						runtime.LockOSThread()
-					}
-					got := work(i * 50)
-					for k := range want {
-						if got[k] != want[k] {
-							t.Errorf("goroutine %d, turn %d: value %d is %v, alone it was %v", g, i, k, got[k], want[k])
-							break
-						}
-					}
-					if g%2 == 0 {
-						runtime.UnlockOSThread()
-					}
-					runtime.Gosched()
-				}
-			})
-		}
-		workers.Wait()
-		close(stop)
-		collector.Wait()
-	})
+	}
+	workers.Wait()
+	close(stop)
+	collector.Wait()
 }
 
 // deep calls f with that many more frames on the stack, which makes it move.

@@ -9,6 +9,14 @@ func Add(dst, src []float32) { addTo(dst, src) }
 // gradient of a ReLU with output y. dst may be grad.
 func MaskPositive(dst, grad, y []float32) { maskPositive(dst, grad, y) }
 
+// maskInput sets dx to 0 where mask, from the given place on, is not positive; a mask of
+// nil leaves it.
+func maskInput(dx, mask []float32, from int) {
+	if mask != nil {
+		maskPositive(dx, dx, mask[from:][:len(dx)])
+	}
+}
+
 // SignStep moves each value of x by alpha in the direction of the gradient's sign,
 // not at all where that is 0, then to the nearest value within reach of clean and
 // within [0,1]: one step of an attack in the maximum norm. It reports whether

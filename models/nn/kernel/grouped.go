@@ -90,7 +90,7 @@ func (c *GroupedConv) Turn(turned, w []float32) {
 	}
 }
 
-func (c *GroupedConv) BackwardInput(dx, dy, turned []float32, rows int) {
+func (c *GroupedConv) BackwardInput(dx, dy, turned, mask []float32, rows int) {
 	in, out, width := c.sizes()
 	channels, filters := c.Channels/c.Groups, c.Filters/c.Groups
 	c.sum = grow(c.sum, (c.Height+2*c.Padding)*width*c.Channels)
@@ -122,6 +122,7 @@ func (c *GroupedConv) BackwardInput(dx, dy, turned []float32, rows int) {
 			at := ((y+c.Padding)*width + c.Padding) * c.Channels
 			copy(dx[r*in+y*c.Width*c.Channels:][:c.Width*c.Channels], c.sum[at:])
 		}
+		maskInput(dx[r*in:][:in], mask, r*in)
 	}
 }
 

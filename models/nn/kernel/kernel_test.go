@@ -169,10 +169,16 @@ func TestLayersEqualDefinition(t *testing.T) {
 		{Height: 10, Width: 12, Channels: 32, Filters: 32, Kernel: 3, Stride: 1, Padding: 1},
 		{Height: 5, Width: 5, Channels: 2, Filters: 4, Kernel: 5, Stride: 1, Padding: 4},
 		{Height: 3, Width: 3, Channels: 1, Filters: 1, Kernel: 3, Stride: 1},
+		{Height: 10, Width: 6, Channels: 32, Filters: 16, Kernel: 3, Stride: 1},
+		{Height: 2, Width: 6, Channels: 16, Filters: 48, Kernel: 3, Stride: 1, Padding: 2},
 	} {
 		c.OutHeight, c.OutWidth = (c.Height+2*c.Padding-c.Kernel)/c.Stride+1, (c.Width+2*c.Padding-c.Kernel)/c.Stride+1
-		for _, c.BF16 = range []bool{false, true} {
-			t.Run(fmt.Sprintf("%dx%d stride %d padding %d bf16 %v", c.Kernel, c.Kernel, c.Stride, c.Padding, c.BF16), func(t *testing.T) {
+		for _, mode := range []string{"float32", "bf16", "winograd"} {
+			c.BF16, c.Winograd = mode == "bf16", mode == "winograd"
+			if c.Winograd && !c.fitsWinograd() {
+				continue
+			}
+			t.Run(fmt.Sprintf("%dx%d stride %d padding %d %s", c.Kernel, c.Kernel, c.Stride, c.Padding, mode), func(t *testing.T) {
 				each(t, func(t *testing.T) {
 					c := c // scratch of its own for each path
 					rng := rand.New(rand.NewPCG(7, 8))
@@ -203,15 +209,16 @@ func TestLayersEqualDefinition(t *testing.T) {
 					}
 					y, dx := make([]float32, rows*out), make([]float32, rows*in)
 					dw, db := make([]float32, len(w)), make([]float32, len(bias))
-					packed, turned := make([]float32, len(w)), make([]float32, len(w))
+					packed, turned := make([]float32, c.Arranged()), make([]float32, c.Arranged())
 					for range 2 { // the second time with used scratch memory
 						c.Turn(turned, w)
 						c.Forward(y, x, c.Pack(packed, w), bias, rows, false)
-						c.BackwardInput(dx, dy, turned, rows)
+						c.BackwardInput(dx, dy, turned, nil, rows)
 						c.BackwardWeight(dw, db, x, dy, rows)
 					}
 					near(t, "y", y, float32s(wantY), 1e-4)
 					near(t, "dx", dx, float32s(wantDX), 1e-4)
+					testMask(t, &c, dx, dy, turned, x, rows)
 					near(t, "dw", dw, float32s(wantDW), 1e-4)
 					near(t, "db", db, float32s(wantDB), 1e-4)
 				})
@@ -246,10 +253,11 @@ func TestLayersEqualDefinition(t *testing.T) {
 						packed, turned := make([]float32, len(w)), make([]float32, len(w))
 						d.Turn(turned, w)
 						d.Forward(y, x, d.Pack(packed, w), bias, rows, false)
-						d.BackwardInput(dx, dy, turned, rows)
+						d.BackwardInput(dx, dy, turned, nil, rows)
 						d.BackwardWeight(dw, db, x, dy, rows)
 						near(t, "y", y, float32s(wantY), 1e-4)
 						near(t, "dx", dx, float32s(wantDX), 1e-4)
+						testMask(t, &d, dx, dy, turned, x, rows)
 						near(t, "dw", dw, float32s(wantDW), 1e-4)
 						near(t, "db", db, float32s(wantDB), 1e-4)
 					})
@@ -259,6 +267,54 @@ func TestLayersEqualDefinition(t *testing.T) {
 	}
 }
 
+// testMask tests that a mask leaves of the gradient dx what it should.
+func testMask(t *testing.T, layer Weighted, dx, dy, turned, mask []float32, rows int) {
+	t.Helper()
+	got := make([]float32, len(dx))
+	layer.BackwardInput(got, dy, turned, mask, rows)
+	for i, v := range dx {
+		if !(mask[i] > 0) {
+			v = 0
+		}
+		if got[i] != v {
+			t.Fatalf("dx under a mask: element %d is %v, want %v", i, got[i], v)
+		}
+	}
+}
+
+// What training is fast by.
+func TestUseFast(t *testing.T) {
+	conv := func(side, channels, filters, kernel, stride int) Conv {
+		out := (side-kernel)/stride + 1
+		return Conv{Height: side, Width: side, Channels: channels, OutHeight: out, OutWidth: out, Filters: filters, Kernel: kernel, Stride: stride}
+	}
+	each(t, func(t *testing.T) {
+		for _, c := range []struct {
+			name string
+			Conv
+			winograd bool
+		}{
+			{"3 x 3", conv(26, 32, 64, 3, 1), true},
+			{"few outputs", conv(7, 32, 64, 3, 1), false}, // 5 x 5 of 8 x 8
+			{"first layer", conv(28, 1, 32, 3, 1), false},
+			{"odd filters", conv(26, 32, 10, 3, 1), false},
+			{"a stride", conv(13, 32, 32, 3, 2), false},
+			{"5 x 5", conv(28, 32, 32, 5, 1), false},
+		} {
+			p := &ConvPool{Conv: c.Conv, Size: 2}
+			UseFast(&c.Conv)
+			UseFast(p)
+			winograd := c.winograd && (path == "avx512" || path == "avx512bf16")
+			if c.Conv.Winograd != winograd || c.Conv.BF16 != (!winograd && HasBF16()) {
+				t.Errorf("%s: Winograd %v, bfloat16 %v", c.name, c.Conv.Winograd, c.Conv.BF16)
+			}
+			if p.Winograd != c.Conv.Winograd || p.BF16 != c.Conv.BF16 {
+				t.Errorf("%s with a pool: Winograd %v, bfloat16 %v", c.name, p.Winograd, p.BF16)
+			}
+		}
+	})
+}
+
 // A ConvPool is its Conv and its MaxPool, bit for bit.
 func TestConvPoolEqualsItsParts(t *testing.T) {
 	for _, p := range []ConvPool{
@@ -266,11 +322,13 @@ func TestConvPoolEqualsItsParts(t *testing.T) {
 		{Conv: Conv{Height: 8, Width: 9, Channels: 16, Filters: 24, Kernel: 3}, Size: 2},
 		{Conv: Conv{Height: 8, Width: 8, Channels: 3, Filters: 13, Kernel: 3, Padding: 1}, Size: 2},
 		{Conv: Conv{Height: 11, Width: 10, Channels: 4, Filters: 8, Kernel: 5, Padding: 2}, Size: 3},
+		{Conv: Conv{Height: 10, Width: 11, Channels: 16, Filters: 32, Kernel: 3}, Size: 2},
 	} {
 		p.Stride = 1
 		p.OutHeight, p.OutWidth = p.Height+2*p.Padding-p.Kernel+1, p.Width+2*p.Padding-p.Kernel+1
-		for _, p.BF16 = range []bool{false, true} {
-			t.Run(fmt.Sprintf("%dx%d to %d, windows of %d, bf16 %v", p.Height, p.Width, p.Filters, p.Size, p.BF16), func(t *testing.T) {
+		for _, mode := range []string{"float32", "bf16", "winograd"} {
+			p.BF16, p.Winograd = mode == "bf16", mode == "winograd"
+			t.Run(fmt.Sprintf("%dx%d to %d, windows of %d, %s", p.Height, p.Width, p.Filters, p.Size, mode), func(t *testing.T) {
 				each(t, func(t *testing.T) {
 					const rows = 3
 					rng := rand.New(rand.NewPCG(7, 8))
@@ -278,7 +336,7 @@ func TestConvPoolEqualsItsParts(t *testing.T) {
 					pool := MaxPool{Height: p.OutHeight, Width: p.OutWidth, Channels: p.Filters, Size: p.Size}
 					full := p.OutHeight * p.OutWidth * p.Filters
 					x, w, bias := fill(rng, rows*p.Height*p.Width*p.Channels), fill(rng, p.Kernel*p.Kernel*p.Channels*p.Filters), fill(rng, p.Filters)
-					packed, turned := make([]float32, len(w)), make([]float32, len(w))
+					packed, turned := make([]float32, conv.Arranged()), make([]float32, conv.Arranged())
 					conv.Turn(turned, w)
 					take := conv.Pack(packed, w)
 					dy := fill(rng, rows*p.out())
@@ -290,16 +348,17 @@ func TestConvPoolEqualsItsParts(t *testing.T) {
 					pool.Forward(y, which, z, rows)
 					pool.Backward(dz, dy, which, rows)
 					MaskPositive(dz, dz, z)
-					conv.BackwardInput(dx, dz, turned, rows)
+					conv.BackwardInput(dx, dz, turned, nil, rows)
 					conv.BackwardWeight(dw, db, x, dz, rows)
 
 					gotY := make([]float32, len(y))
 					gotX, gotW, gotB := make([]float32, len(x)), make([]float32, len(w)), make([]float32, len(bias))
 					for range 2 { // the second time with used scratch memory
 						p.Forward(gotY, x, take, bias, rows, true)
-						p.BackwardInput(gotX, dy, turned, rows)
+						p.BackwardInput(gotX, dy, turned, nil, rows)
 						p.BackwardWeight(gotW, gotB, x, dy, rows)
 					}
+					testMask(t, &p, dx, dy, turned, x, rows)
 					near(t, "y", gotY, y, 0)
 					near(t, "dx", gotX, dx, 0)
 					near(t, "dw", gotW, dw, 0)
@@ -489,21 +548,21 @@ func BenchmarkLayer(b *testing.B) {
 		rng := rand.New(rand.NewPCG(1, 1))
 		x, dy, w, bias := fill(rng, rows*l.in), fill(rng, rows*l.out), fill(rng, l.w), fill(rng, l.units)
 		y, dx, dw, db := make([]float32, len(dy)), make([]float32, len(x)), make([]float32, len(w)), make([]float32, len(bias))
-		packed, turned := make([]float32, len(w)), make([]float32, len(w))
-		for _, p := range Paths()[:max(1, len(Paths())-1)] {
-			restore := Use(p)
-			if HasBF16() {
-				UseBF16(l.layer)
-			} else {
-				switch layer := l.layer.(type) {
-				case *Conv:
-					layer.BF16 = false
-				case *ConvPool:
-					layer.BF16 = false
-				case *Dense:
-					layer.BF16 = false
-				}
+		for _, p := range append(Paths()[:max(1, len(Paths())-1)], "winograd") {
+			restore := func() {}
+			if p != "winograd" {
+				restore = Use(p)
 			}
+			conv := convolution(l.layer)
+			if p == "winograd" && (conv == nil || !conv.suitsWinograd()) {
+				continue
+			}
+			if conv != nil {
+				conv.BF16, conv.Winograd = HasBF16(), p == "winograd"
+			} else {
+				l.layer.(*Dense).BF16 = HasBF16()
+			}
+			packed, turned := make([]float32, l.layer.Arranged()), make([]float32, l.layer.Arranged())
 			l.layer.Turn(turned, w)
 			take := l.layer.Pack(packed, w)
 			l.layer.Forward(y, x, take, bias, rows, true) // gradients need the places of the maxima
@@ -512,7 +571,7 @@ func BenchmarkLayer(b *testing.B) {
 				run  func()
 			}{
 				{"forward", func() { l.layer.Forward(y, x, take, bias, rows, true) }},
-				{"input gradient", func() { l.layer.BackwardInput(dx, dy, turned, rows) }},
+				{"input gradient", func() { l.layer.BackwardInput(dx, dy, turned, nil, rows) }},
 				{"weight gradient", func() { l.layer.BackwardWeight(dw, db, x, dy, rows) }},
 			} {
 				b.Run(l.name+"/"+part.name+"/"+p, func(b *testing.B) {

@@ -9,7 +9,9 @@ type Conv struct {
 	Filters                 int
 	Kernel, Stride, Padding int
 	BF16                    bool // multiply bfloat16 values: see HasBF16
+	Winograd                bool // by Winograd's algorithm, of float32: see UseFast
 
+	tiles  *winograd
 	image  product   // the product over one input, but for the rows of the output
 	width  int       // of the input with its border, in values of a
 	above  int       // rows of border above the first filter
@@ -58,8 +60,49 @@ func (c *Conv) paddedInput(x []float32) (image []float32, width int) {
 // neighbouring channels, so one channel alone would gain nothing.
 func (c *Conv) packs() bool { return c.BF16 && c.Channels > 1 }
 
+// fitsWinograd says whether Winograd may be set.
+func (c *Conv) fitsWinograd() bool { return c.Kernel == 3 && c.Stride == 1 && c.Padding <= 2 }
+
+// suitsWinograd says whether it is the fastest where vectors are 16 values wide: those
+// have channels to fill them, and at least half of what the tiles make is wanted.
+func (c *Conv) suitsWinograd() bool {
+	if path != "avx512" && path != "avx512bf16" || !c.fitsWinograd() || c.Channels%16 != 0 || c.Filters%16 != 0 {
+		return false
+	}
+	w := newWinograd(c)
+	return 2*w.out.height*w.out.width >= w.out.tall*w.out.wide
+}
+
+func (c *Conv) winograd() *winograd {
+	if c.tiles == nil {
+		c.tiles = newWinograd(c)
+	}
+	return c.tiles
+}
+
+// together is how many images are worked on at a time.
+func (c *Conv) together() int {
+	if c.Winograd {
+		return c.winograd().images
+	}
+	return 1
+}
+
+// Arranged is how many values the weights are after Pack, and after Turn.
+func (c *Conv) Arranged() int {
+	n := c.Channels * c.Filters
+	if c.Winograd {
+		return planes * n
+	}
+	return c.Kernel * c.Kernel * n
+}
+
 // Pack makes Conv a Packer.
 func (c *Conv) Pack(packed, w []float32) []float32 {
+	if c.Winograd {
+		spreadWeights(packed, w, c.Channels*c.Filters)
+		return packed
+	}
 	if !c.packs() {
 		return w
 	}
@@ -89,6 +132,10 @@ func (c *Conv) pairedInput(x []float32) (image []float32, width, channels int) {
 // Forward computes y = conv(x, w) + bias for rows examples, clamped at 0 where
 // relu is set. The weights are as Pack returned them.
 func (c *Conv) Forward(y, x, w, bias []float32, rows int, relu bool) {
+	if c.Winograd {
+		c.winograd().forward(y, x, w, bias, rows, relu)
+		return
+	}
 	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
 	for r := range rows {
 		c.load(x[r*in:][:in], w, bias, relu)
@@ -199,10 +246,19 @@ func (c *Conv) parts() []part {
 	return c.back
 }
 
-// Turn arranges the weights for BackwardInput into turned, of the same length.
-// It needs to be called once for each new set of weights.
+// Turn arranges the weights for BackwardInput into turned. It needs to be called
+// once for each new set of weights.
 func (c *Conv) Turn(turned, w []float32) {
 	k := c.Kernel
+	if c.Winograd {
+		n := c.Channels * c.Filters
+		c.column = grow(c.column, len(w))
+		for tap := range k * k {
+			transpose(c.column[tap*n:], w[tap*n:], c.Channels, c.Filters)
+		}
+		spreadWeights(turned, c.column, n)
+		return
+	}
 	if !c.direct() {
 		if c.BF16 {
 			roundRows(turned, w, k*k*c.Channels, c.Filters)
@@ -236,8 +292,12 @@ func (c *Conv) Turn(turned, w []float32) {
 }
 
 // BackwardInput computes dx, the gradient with respect to x, from dy and the
-// weights arranged by Turn.
-func (c *Conv) BackwardInput(dx, dy, turned []float32, rows int) {
+// weights arranged by Turn; see Weighted for the mask.
+func (c *Conv) BackwardInput(dx, dy, turned, mask []float32, rows int) {
+	if c.Winograd {
+		c.winograd().backward(dx, dy, turned, mask, rows)
+		return
+	}
 	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
 	for r := range rows {
 		if c.direct() {
@@ -245,6 +305,7 @@ func (c *Conv) BackwardInput(dx, dy, turned []float32, rows int) {
 		} else {
 			c.addTaps(dx[r*in:][:in], dy[r*out:][:out], turned)
 		}
+		maskInput(dx[r*in:][:in], mask, r*in)
 	}
 }
 
@@ -311,11 +372,39 @@ func (c *Conv) addTaps(dx, dy, turned []float32) {
 
 // BackwardWeight computes dw and dbias, summed over the rows.
 func (c *Conv) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
-	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
+	c.beginWeight(dw, dbias)
+	c.addWeights(dw, dbias, x, dy, rows)
+	c.endWeight(dw)
+}
+
+// beginWeight, addWeights as often as there are examples, and endWeight compute the
+// weight gradients.
+func (c *Conv) beginWeight(dw, dbias []float32) {
 	clear(dw)
 	clear(dbias)
+	if c.Winograd {
+		w := c.winograd()
+		w.sum = grow(w.sum, c.Arranged())
+		clear(w.sum)
+	}
+}
+
+func (c *Conv) addWeights(dw, dbias, x, dy []float32, rows int) {
+	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
+	if c.Winograd {
+		c.winograd().addWeight(x, dy, rows)
+		addRows(dbias[:c.Filters], dy[:rows*out])
+		return
+	}
 	for r := range rows {
 		c.addWeight(dw, dbias, x[r*in:][:in], dy[r*out:][:out])
+	}
+}
+
+func (c *Conv) endWeight(dw []float32) {
+	if c.Winograd {
+		n := c.Channels * c.Filters
+		gatherWeight.apply(dw, strides{3 * n, n}, c.winograd().sum, strides{tileIn * n, n}, n, false)
 	}
 }
 
@@ -375,6 +464,9 @@ type Dense struct {
 	turned        []float32 // an operand, transposed
 }
 
+// Arranged makes Dense a Packer, with Pack.
+func (d *Dense) Arranged() int { return d.In * d.Units }
+
 // Pack makes Dense a Packer.
 func (d *Dense) Pack(packed, w []float32) []float32 {
 	if !d.BF16 {
@@ -417,8 +509,9 @@ func (d *Dense) Turn(turned, w []float32) {
 	pairRows(turned, d.dPairs, d.Units, d.In)
 }
 
-// BackwardInput computes dx from dy and the weights arranged by Turn.
-func (d *Dense) BackwardInput(dx, dy, turned []float32, rows int) {
+// BackwardInput computes dx from dy and the weights arranged by Turn; see Weighted for
+// the mask.
+func (d *Dense) BackwardInput(dx, dy, turned, mask []float32, rows int) {
 	p := product{
 		m: rows, n: d.In, steps: d.Units, segments: 1,
 		a: dy, aRow: d.Units, aStep: 1, b: turned, bStep: d.In, c: dx, cRow: d.In, pairs: d.BF16,
@@ -428,6 +521,7 @@ func (d *Dense) BackwardInput(dx, dy, turned []float32, rows int) {
 		p.aRow = p.steps
 	}
 	p.run()
+	maskInput(dx[:rows*d.In], mask, 0)
 }
 
 // BackwardWeight computes dw and dbias, summed over the rows.
@@ -497,16 +591,17 @@ func (p *MaxPool) Backward(dx, dy []float32, which []int32, rows int) {
 }
 
 // ConvPool is a Conv with a ReLU and a MaxPool after it, worked on by rows that
-// stay in the first-level cache: the convolution's output, the largest of a
-// network, is never written to memory. It remembers each maximum's place for the
-// gradients, whose dy is that of the pool's output.
+// stay in the first-level cache, or by few images that stay in the second-level one:
+// the convolution's output, the largest of a network, is never written to memory. It
+// remembers each maximum's place for the gradients, whose dy is that of the pool's
+// output.
 type ConvPool struct {
 	Conv
 	Size int // of the pool's windows, which do not overlap
 
-	strip []float32 // rows of the convolution's output under one row of windows
+	strip []float32 // of the convolution's output: rows under one row of windows, or some images
 	which []int32   // place of each maximum in its window, row-major; none where the ReLU cut it off
-	dz    []float32 // gradient of one convolution's output
+	dz    []float32 // gradient of the convolution's output of some images
 }
 
 // none is the place of a maximum that has no gradient.
@@ -518,16 +613,33 @@ func (p *ConvPool) out() int { return p.OutHeight / p.Size * (p.OutWidth / p.Siz
 func (p *ConvPool) Forward(y, x, w, bias []float32, rows int, relu bool) {
 	in, out := p.Height*p.Width*p.Channels, p.out()
 	line, row := p.OutWidth*p.Filters, p.OutWidth/p.Size*p.Filters
-	p.strip = grow(p.strip, p.Size*line)
 	if len(p.which) < rows*out {
 		p.which = make([]int32, rows*out)
 	}
+	pooled := func(r, py int, strip []float32) {
+		at := r*out + py*row
+		pool(y[at:at+row], p.which[at:at+row], strip, p.Size, line, p.Filters)
+	}
+	if p.Winograd {
+		step := p.together()
+		p.strip = grow(p.strip, step*p.OutHeight*line)
+		for r := 0; r < rows; r += step {
+			n := min(step, rows-r)
+			p.Conv.Forward(p.strip, x[r*in:], w, bias, n, relu)
+			for i := range n {
+				for py := range p.OutHeight / p.Size {
+					pooled(r+i, py, p.strip[(i*p.OutHeight+py*p.Size)*line:])
+				}
+			}
+		}
+		return
+	}
+	p.strip = grow(p.strip, p.Size*line)
 	for r := range rows {
 		p.load(x[r*in:][:in], w, bias, relu)
 		for py := range p.OutHeight / p.Size {
 			p.rows(p.strip, py*p.Size, p.Size)
-			at := r*out + py*row
-			pool(y[at:at+row], p.which[at:at+row], p.strip, p.Size, line, p.Filters)
+			pooled(r, py, p.strip)
 		}
 	}
 }
@@ -546,33 +658,42 @@ func (p *ConvPool) Window(y []float32, line int, x, w, bias []float32, top, left
 	}
 }
 
-// unpooled spreads one example's gradient over the convolution's output.
-func (p *ConvPool) unpooled(dy []float32, r int) []float32 {
+// unpooled spreads the gradient of n examples from r on over the convolution's output.
+func (p *ConvPool) unpooled(dy []float32, r, n int) []float32 {
 	out, line, row := p.out(), p.OutWidth*p.Filters, p.OutWidth/p.Size*p.Filters
-	p.dz = grow(p.dz, p.OutHeight*line) // what no window covers stays zero
-	for py := range p.OutHeight / p.Size {
-		at := r*out + py*row
-		unpool(p.dz[py*p.Size*line:], dy[at:at+row], p.which[at:at+row], p.Size, line, p.Filters)
+	p.dz = grow(p.dz, p.together()*p.OutHeight*line) // what no window covers stays zero
+	for i := range n {
+		for py := range p.OutHeight / p.Size {
+			at := (r+i)*out + py*row
+			unpool(p.dz[(i*p.OutHeight+py*p.Size)*line:], dy[at:at+row], p.which[at:at+row], p.Size, line, p.Filters)
+		}
 	}
 	return p.dz
 }
 
-// BackwardInput computes dx from dy and the weights arranged by Turn.
-func (p *ConvPool) BackwardInput(dx, dy, turned []float32, rows int) {
-	in := p.Height * p.Width * p.Channels
-	for r := range rows {
-		p.Conv.BackwardInput(dx[r*in:][:in], p.unpooled(dy, r), turned, 1)
+// BackwardInput computes dx from dy and the weights arranged by Turn; see Weighted for
+// the mask.
+func (p *ConvPool) BackwardInput(dx, dy, turned, mask []float32, rows int) {
+	in, step := p.Height*p.Width*p.Channels, p.together()
+	for r := 0; r < rows; r += step {
+		n := min(step, rows-r)
+		if mask != nil {
+			p.Conv.BackwardInput(dx[r*in:], p.unpooled(dy, r, n), turned, mask[r*in:], n)
+		} else {
+			p.Conv.BackwardInput(dx[r*in:], p.unpooled(dy, r, n), turned, nil, n)
+		}
 	}
 }
 
 // BackwardWeight computes dw and dbias, summed over the rows.
 func (p *ConvPool) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
-	in := p.Height * p.Width * p.Channels
-	clear(dw)
-	clear(dbias)
-	for r := range rows {
-		p.addWeight(dw, dbias, x[r*in:][:in], p.unpooled(dy, r))
+	in, step := p.Height*p.Width*p.Channels, p.together()
+	p.beginWeight(dw, dbias)
+	for r := 0; r < rows; r += step {
+		n := min(step, rows-r)
+		p.addWeights(dw, dbias, x[r*in:], p.unpooled(dy, r, n), n)
 	}
+	p.endWeight(dw)
 }
 
 // MaxWindow is the largest window of a MaxPool: far above any network in use.

@@ -8,11 +8,13 @@ type Weighted interface {
 	// Forward computes y from x, clamped at 0 where relu is set.
 	Forward(y, x, w, bias []float32, rows int, relu bool)
 	// Turn arranges the weights for BackwardInput into turned, of the same
-	// length. It needs to be called once for each new set of weights.
+	// length unless the layer is a Packer. It needs to be called once for each new
+	// set of weights.
 	Turn(turned, w []float32)
 	// BackwardInput computes dx, the gradient with respect to x, from dy and
-	// the weights arranged by Turn.
-	BackwardInput(dx, dy, turned []float32, rows int)
+	// the weights arranged by Turn. It is 0 where mask, unless that is nil, is not
+	// positive: where x comes of a ReLU and is the mask, dx is the gradient before it.
+	BackwardInput(dx, dy, turned, mask []float32, rows int)
 	// BackwardWeight computes dw and dbias, summed over the rows.
 	BackwardWeight(dw, dbias, x, dy []float32, rows int)
 }
@@ -182,8 +184,9 @@ func (a *Affine) Forward(y, x, w, bias []float32, rows int, relu bool) {
 // Turn copies: there is nothing to arrange.
 func (a *Affine) Turn(turned, w []float32) { copy(turned, w) }
 
-func (a *Affine) BackwardInput(dx, dy, turned []float32, rows int) {
+func (a *Affine) BackwardInput(dx, dy, turned, mask []float32, rows int) {
 	scale(dx, dy, turned[:a.Channels], nil, rows*a.Pixels)
+	maskInput(dx[:rows*a.Pixels*a.Channels], mask, 0)
 }
 
 func (a *Affine) BackwardWeight(dw, dbias, x, dy []float32, rows int) {

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"math"
 	"unsafe"
 
 	"golang.org/x/sys/cpu"
@@ -264,6 +265,34 @@ func unpool(strip, dy []float32, which []int32, size, line, channels int) {
 	}
 	_, _ = which[len(dy)-1], strip[line+2*len(dy)-1]
 	unpoolVectors(&strip[0], &dy[0], &which[0], len(dy)/channels, channels/8, line*4)
+}
+
+// vectors applies the transform to n vectors of tiles, if the path can.
+func (t *transform) vectors(dst []float32, to strides, src []float32, from strides, n int, relu bool) bool {
+	if path == "portable" || path == "avx2" || n == 0 {
+		return false
+	}
+	d, s := &dst[0], &src[0]
+	dr, dc, sr, sc := to.row*4, to.column*4, from.row*4, from.column*4
+	switch t.kind {
+	case spreadingInput:
+		spreadInputs(d, s, dr, dc, sr, sc, n)
+	case spreadingOutput:
+		spreadOutputs(d, s, dr, dc, sr, sc, n)
+	case scatteringInput:
+		scatterInputs(d, s, dr, dc, sr, sc, n)
+	case spreadingWeight:
+		spreadTaps(d, s, dr, dc, sr, sc, n)
+	case gatheringWeight:
+		gatherTaps(d, s, dr, dc, sr, sc, n)
+	case gatheringOutput:
+		floor := float32(math.Inf(-1))
+		if relu {
+			floor = 0
+		}
+		gatherOutputs(d, s, dr, dc, sr, sc, n, floor)
+	}
+	return true
 }
 
 func signStep(x, clean, gradient []float32, alpha, reach float32) (finite bool) {

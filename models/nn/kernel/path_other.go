@@ -45,3 +45,7 @@ func unpool(strip, dy []float32, which []int32, size, line, channels int) {
 func signStep(x, clean, gradient []float32, alpha, reach float32) (finite bool) {
 	return signStepPortable(x, clean, gradient, alpha, reach)
 }
+
+func (t *transform) vectors(dst []float32, to strides, src []float32, from strides, n int, relu bool) bool {
+	return false
+}

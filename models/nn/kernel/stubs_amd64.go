@@ -472,6 +472,24 @@ func poolVectors(y *float32, which *int32, strip *float32, pixels int, vectors i
 //go:noescape
 func unpoolVectors(strip *float32, dy *float32, which *int32, pixels int, vectors int, line int)
 
+//go:noescape
+func spreadInputs(dst *float32, src *float32, dstRow int, dstColumn int, srcRow int, srcColumn int, vectors int)
+
+//go:noescape
+func gatherOutputs(dst *float32, src *float32, dstRow int, dstColumn int, srcRow int, srcColumn int, vectors int, floor float32)
+
+//go:noescape
+func spreadOutputs(dst *float32, src *float32, dstRow int, dstColumn int, srcRow int, srcColumn int, vectors int)
+
+//go:noescape
+func scatterInputs(dst *float32, src *float32, dstRow int, dstColumn int, srcRow int, srcColumn int, vectors int)
+
+//go:noescape
+func spreadTaps(dst *float32, src *float32, dstRow int, dstColumn int, srcRow int, srcColumn int, vectors int)
+
+//go:noescape
+func gatherTaps(dst *float32, src *float32, dstRow int, dstColumn int, srcRow int, srcColumn int, vectors int)
+
 // peakAVX2 does n times 12 fused multiply-adds of 8 float32.
 //
 //go:noescape

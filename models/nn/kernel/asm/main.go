@@ -66,6 +66,7 @@ func main() {
 	turns()
 	halves()
 	pools()
+	winograd()
 	peaks()
 	peakTiles()
 	Generate()

@@ -42,13 +42,15 @@ func (a square) Perturb(ctx context.Context, m Model, x []float32, labels []uint
 		return nil, err
 	}
 	shape := m.Network().Input
-	bumps := map[int][]float32{}
+	base := squareWalk{square: a, shape: shape, seed: seed}
+	if a.threat.Norm != "l2" {
+		return walkAll(ctx, m, a.threat, x, labels, false, func() walker {
+			return &squareLinf{squareWalk: base, ball: ball.(Linf), before: make([]float32, shape.Size())}
+		})
+	}
+	bumps := allBumps(base)
 	return walkAll(ctx, m, a.threat, x, labels, false, func() walker {
-		base := squareWalk{square: a, shape: shape, seed: seed}
-		if a.threat.Norm == "l2" {
-			return newSquareL2(base, ball, bumps)
-		}
-		return &squareLinf{squareWalk: base, ball: ball.(Linf), before: make([]float32, shape.Size())}
+		return &squareL2{squareWalk: base, ball: ball, bumps: bumps, best: make([]float32, shape.Size()), change: make([]float32, shape.Size())}
 	})
 }
 
@@ -177,29 +179,22 @@ func (s *squareLinf) swap(w *walk) {
 type squareL2 struct {
 	squareWalk
 	ball         Ball
-	bumps        map[int][]float32 // by side; shared by all rows, filled when made
+	bumps        map[int][]float32 // by side; shared by all rows, which only read it
 	best, change []float32
 	bump         []float32
 }
 
-func newSquareL2(base squareWalk, ball Ball, bumps map[int][]float32) *squareL2 {
-	add := func(side int) {
-		if bumps[side] == nil {
+// allBumps makes those of every side that a search has.
+func allBumps(base squareWalk) map[int][]float32 {
+	s := &squareL2{squareWalk: base}
+	bumps := map[int][]float32{s.tile(): bump(s.tile())}
+	for _, at := range append([]int{-1}, squareHalvings...) {
+		s.query = at + 1
+		if side := s.window(); bumps[side] == nil {
 			bumps[side] = bump(side)
 		}
 	}
-	s := &squareL2{squareWalk: base, ball: ball, bumps: bumps}
-	add(s.tile())
-	for _, at := range append([]int{0}, squareHalvings...) {
-		s.query = at + 1
-		if at == 0 {
-			s.query = 0
-		}
-		add(s.window())
-	}
-	size := base.shape.Size()
-	s.best, s.change = make([]float32, size), make([]float32, size)
-	return s
+	return bumps
 }
 
 // tile is the side of the first pattern's tiles, five to a line.

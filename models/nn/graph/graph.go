@@ -552,7 +552,7 @@ func (m *machine) masked(i int) bool {
 		return false
 	}
 	for by := range m.net.Layers {
-		if m.arithmetic(by) != nil && m.net.TakenOnce(i, by) {
+		if layerParameters(m.net, by) > 0 && m.net.TakenOnce(i, by) {
 			return true
 		}
 	}

@@ -12,9 +12,10 @@
 // Each output value is accumulated in one fixed order, so results do not depend
 // on the number of goroutines; between paths they differ by rounding only.
 //
-// On the paths avx512bf16 and amx layers that ask for it multiply bfloat16 values
-// and add float32 ones, many more at a time; everything else is float32 on all
-// paths.
+// Layers that ask for it (UseFast) multiply bfloat16 values and add float32 ones, many
+// more at a time, on the paths avx512bf16 and amx, and compute 3 x 3 convolutions by
+// Winograd's algorithm, in float32, on avx512 and avx512bf16 (winograd.go). Everything
+// else is plain float32 on all paths.
 package kernel
 
 import (

@@ -182,7 +182,7 @@ func TestLayersEqualDefinition(t *testing.T) {
 				each(t, func(t *testing.T) {
 					c := c // scratch of its own for each path
 					rng := rand.New(rand.NewPCG(7, 8))
-					const rows = 3
+					const rows = 7
 					in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
 					x, dy := fill(rng, rows*in), fill(rng, rows*out)
 					w, bias := fill(rng, c.Kernel*c.Kernel*c.Channels*c.Filters), fill(rng, c.Filters)
@@ -330,7 +330,7 @@ func TestConvPoolEqualsItsParts(t *testing.T) {
 			p.BF16, p.Winograd = mode == "bf16", mode == "winograd"
 			t.Run(fmt.Sprintf("%dx%d to %d, windows of %d, %s", p.Height, p.Width, p.Filters, p.Size, mode), func(t *testing.T) {
 				each(t, func(t *testing.T) {
-					const rows = 3
+					const rows = 7
 					rng := rand.New(rand.NewPCG(7, 8))
 					p, conv := p, p.Conv
 					pool := MaxPool{Height: p.OutHeight, Width: p.OutWidth, Channels: p.Filters, Size: p.Size}

@@ -61,7 +61,7 @@ func (c *Conv) paddedInput(x []float32) (image []float32, width int) {
 func (c *Conv) packs() bool { return c.BF16 && c.Channels > 1 }
 
 // fitsWinograd says whether Winograd may be set.
-func (c *Conv) fitsWinograd() bool { return c.Kernel == 3 && c.Stride == 1 && c.Padding <= 2 }
+func (c *Conv) fitsWinograd() bool { return c.Kernel == 3 && c.Stride == 1 }
 
 // suitsWinograd says whether it is the fastest where vectors are 16 values wide: those
 // have channels to fill them, and at least half of what the tiles make is wanted.
@@ -677,11 +677,8 @@ func (p *ConvPool) BackwardInput(dx, dy, turned, mask []float32, rows int) {
 	in, step := p.Height*p.Width*p.Channels, p.together()
 	for r := 0; r < rows; r += step {
 		n := min(step, rows-r)
-		if mask != nil {
-			p.Conv.BackwardInput(dx[r*in:], p.unpooled(dy, r, n), turned, mask[r*in:], n)
-		} else {
-			p.Conv.BackwardInput(dx[r*in:], p.unpooled(dy, r, n), turned, nil, n)
-		}
+		p.Conv.BackwardInput(dx[r*in:], p.unpooled(dy, r, n), turned, nil, n)
+		maskInput(dx[r*in:][:n*in], mask, r*in)
 	}
 }
 

@@ -126,7 +126,7 @@ func (t *transform) portable(dst []float32, to strides, src []float32, from stri
 	}
 }
 
-// winograd is a convolution with 3 x 3 filters, stride 1 and a border of at most 2.
+// winograd is a convolution with 3 x 3 filters and stride 1.
 type winograd struct {
 	in, out      tiled
 	down, across int       // tiles of an image

@@ -274,18 +274,18 @@ func (t *transform) vectors(dst []float32, to strides, src []float32, from strid
 	}
 	d, s := &dst[0], &src[0]
 	dr, dc, sr, sc := to.row*4, to.column*4, from.row*4, from.column*4
-	switch t.kind {
-	case spreadingInput:
+	switch t {
+	case &spreadInput:
 		spreadInputs(d, s, dr, dc, sr, sc, n)
-	case spreadingOutput:
+	case &spreadOutput:
 		spreadOutputs(d, s, dr, dc, sr, sc, n)
-	case scatteringInput:
+	case &scatterInput:
 		scatterInputs(d, s, dr, dc, sr, sc, n)
-	case spreadingWeight:
+	case &spreadWeight:
 		spreadTaps(d, s, dr, dc, sr, sc, n)
-	case gatheringWeight:
+	case &gatherWeight:
 		gatherTaps(d, s, dr, dc, sr, sc, n)
-	case gatheringOutput:
+	case &gatherOutput:
 		floor := float32(math.Inf(-1))
 		if relu {
 			floor = 0

@@ -24,53 +24,39 @@ const (
 	planeRows = 36
 )
 
-// transform is t -> M t M' for tiles t.
-type transform struct {
-	kind   transformKind
-	matrix [][]float32 // M
-}
-
-type transformKind int
-
-const (
-	spreadingInput transformKind = iota
-	spreadingOutput
-	spreadingWeight
-	scatteringInput
-	gatheringOutput
-	gatheringWeight
-)
+// transform is t -> M t M' for tiles t, of M.
+type transform [][]float32
 
 var (
-	spreadInput = transform{spreadingInput, [][]float32{
+	spreadInput = transform{
 		{4, 0, -5, 0, 1, 0},
 		{0, -4, -4, 1, 1, 0},
 		{0, 4, -4, -1, 1, 0},
 		{0, -2, -1, 2, 1, 0},
 		{0, 2, -1, -2, 1, 0},
 		{0, 4, 0, -5, 0, 1},
-	}}
-	spreadWeight = transform{spreadingWeight, [][]float32{
+	}
+	spreadWeight = transform{
 		{1. / 4, 0, 0},
 		{-1. / 6, -1. / 6, -1. / 6},
 		{-1. / 6, 1. / 6, -1. / 6},
 		{1. / 24, 1. / 12, 1. / 6},
 		{1. / 24, -1. / 12, 1. / 6},
 		{0, 0, 1},
-	}}
-	gatherOutput = transform{gatheringOutput, [][]float32{
+	}
+	gatherOutput = transform{
 		{1, 1, 1, 1, 1, 0},
 		{0, 1, -1, 2, -2, 0},
 		{0, 1, 1, 4, 4, 0},
 		{0, 1, -1, 8, -8, 1},
-	}}
-	scatterInput = transform{scatteringInput, transposed(spreadInput.matrix)}
-	spreadOutput = transform{spreadingOutput, transposed(gatherOutput.matrix)}
-	gatherWeight = transform{gatheringWeight, transposed(spreadWeight.matrix)}
+	}
+	scatterInput = transposed(spreadInput)
+	spreadOutput = transposed(gatherOutput)
+	gatherWeight = transposed(spreadWeight)
 )
 
-func transposed(m [][]float32) [][]float32 {
-	t := make([][]float32, len(m[0]))
+func transposed(m transform) transform {
+	t := make(transform, len(m[0]))
 	for i := range t {
 		for _, row := range m {
 			t[i] = append(t[i], row[i])
@@ -87,7 +73,7 @@ type strides struct{ row, column int }
 // and columns hold of the tiles before.
 func (t *transform) apply(dst []float32, to strides, src []float32, from strides, n int, relu bool) {
 	last := func(s strides, size int) int { return (size-1)*(s.row+s.column) + n - 1 }
-	if last(to, len(t.matrix)) >= len(dst) || last(from, len(t.matrix[0])) >= len(src) {
+	if last(to, len(*t)) >= len(dst) || last(from, len((*t)[0])) >= len(src) {
 		panic(fmt.Sprintf("kernel: a transform of %d tiles reaches beyond its operands: %v of %d to %v of %d", n, from, len(src), to, len(dst)))
 	}
 	if n%16 != 0 || !t.vectors(dst, to, src, from, n/16, relu) {
@@ -98,8 +84,8 @@ func (t *transform) apply(dst []float32, to strides, src []float32, from strides
 func (t *transform) portable(dst []float32, to strides, src []float32, from strides, n int, relu bool) {
 	var rows [tileIn][tileIn]float32
 	for tile := range n {
-		for r := range t.matrix[0] {
-			for o, m := range t.matrix {
+		for r := range (*t)[0] {
+			for o, m := range *t {
 				sum := float32(0)
 				for i, v := range m {
 					sum += v * src[r*from.row+i*from.column+tile]
@@ -107,8 +93,8 @@ func (t *transform) portable(dst []float32, to strides, src []float32, from stri
 				rows[r][o] = sum
 			}
 		}
-		for o, m := range t.matrix {
-			for column := range t.matrix {
+		for o, m := range *t {
+			for column := range *t {
 				sum := float32(0)
 				for r, v := range m {
 					sum += v * rows[r][column]
@@ -117,7 +103,7 @@ func (t *transform) portable(dst []float32, to strides, src []float32, from stri
 					sum = max(sum, 0)
 				}
 				at := o*to.row + column*to.column + tile
-				if t.kind == scatteringInput && (o < overlap || column < overlap) {
+				if t == &scatterInput && (o < overlap || column < overlap) {
 					sum += dst[at]
 				}
 				dst[at] = sum
@@ -207,7 +193,7 @@ func (w *winograd) collect(s *tiled, t *transform, y []float32, images int, relu
 			s.result = grow(s.result, s.tall*s.wide*s.channels)
 			result = s.result
 		}
-		if t.kind == scatteringInput { // there are none before the first ones
+		if t == &scatterInput { // there are none before the first ones
 			line := s.wide * s.channels
 			clear(result[:overlap*line])
 			for y := overlap; y < s.tall; y++ {

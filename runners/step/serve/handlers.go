@@ -110,6 +110,11 @@ func (s *Server) handle(mux *http.ServeMux, pattern, route string, h func(http.R
 				s.refuse(w, r, route, &refusal{http.StatusInternalServerError, internal, errors.New("internal error")})
 			}
 		}()
+		if s.draining.Load() {
+			// The client connects again, elsewhere. To close its connection while it is
+			// idle could meet its next request.
+			w.Header().Set("Connection", "close")
+		}
 		err := h(w, r)
 		if err == nil {
 			s.metrics.request(route, http.StatusOK)

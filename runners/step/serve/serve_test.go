@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -376,10 +377,36 @@ func TestDrain(t *testing.T) {
 		answered <- err
 	}()
 	io.WriteString(writer, one[:20])
+	// A connection that is idle when it stops, and then is not.
+	idle, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idle.Close()
+	answers := bufio.NewReader(idle)
+	ask := func() (closes bool) {
+		t.Helper()
+		fmt.Fprint(idle, "GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+		answer, err := http.ReadResponse(answers, nil)
+		if err != nil || answer.StatusCode != 200 {
+			t.Fatalf("%v, %v", answer, err)
+		}
+		if _, err := io.Copy(io.Discard, answer.Body); err != nil {
+			t.Fatal(err)
+		}
+		return answer.Close
+	}
+	if ask() {
+		t.Error("the connection is closed while nothing stops")
+	}
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.stop() }()
 	for s.Ready() {
 		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(50 * time.Millisecond) // what would close it, has
+	if !ask() {
+		t.Error("the client is not told to connect elsewhere")
 	}
 	expect(t, "GET", s.url+"/v2/health/ready", "", 503, "about to stop")
 	expect(t, "POST", s.url+"/v2/models/digits/infer", one, 200, "label") // load balancers have not noticed yet

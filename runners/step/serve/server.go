@@ -268,7 +268,6 @@ func (s *Server) Serve(ctx context.Context, public, admin net.Listener) error {
 	stop()
 	s.draining.Store(true)
 	if err == nil && s.o.DrainDelay > 0 {
-		servers[0].SetKeepAlivesEnabled(false) // clients connect again, elsewhere
 		time.Sleep(s.o.DrainDelay)
 	}
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)

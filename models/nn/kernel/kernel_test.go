@@ -282,6 +282,43 @@ func testMask(t *testing.T, layer Weighted, dx, dy, turned, mask []float32, rows
 	}
 }
 
+// Winograd's algorithm is nearly as exact as plain float32, by how much what it logs
+// says.
+func TestWinogradIsExact(t *testing.T) {
+	each(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, 1))
+		c := Conv{Height: 14, Width: 14, Channels: 64, OutHeight: 12, OutWidth: 12, Filters: 64, Kernel: 3, Stride: 1}
+		x, w, bias := fill(rng, 14*14*64), fill(rng, 9*64*64), make([]float32, 64)
+		for i, v := range x {
+			x[i] = max(v, 0) // as a ReLU leaves them
+		}
+		exact, size := make([]float64, 12*12*64), 0.0
+		for i := range exact {
+			f, at := i%64, i/64
+			for k := range 9 * 64 {
+				exact[i] += float64(x[((at/12+k/192)*14+at%12+k/64%3)*64+k%64]) * float64(w[k*64+f])
+			}
+			size += exact[i] * exact[i]
+		}
+		off := func(bf16, winograd bool) float64 { // root of the mean square, of what the outputs have
+			c := c
+			c.BF16, c.Winograd = bf16, winograd
+			y := make([]float32, len(exact))
+			c.Forward(y, x, c.Pack(make([]float32, c.Arranged()), w), bias, 1, false)
+			sum := 0.0
+			for i, v := range y {
+				sum += (float64(v) - exact[i]) * (float64(v) - exact[i])
+			}
+			return math.Sqrt(sum / size)
+		}
+		plain, winograd, bfloat16s := off(false, false), off(false, true), off(true, false)
+		t.Logf("error of an output: %.1e plain, %.1e by Winograd's algorithm, %.1e by bfloat16", plain, winograd, bfloat16s)
+		if winograd > 10*plain || winograd > bfloat16s/1000 {
+			t.Error("Winograd's algorithm is not as exact as that")
+		}
+	})
+}
+
 // What training is fast by.
 func TestUseFast(t *testing.T) {
 	conv := func(side, channels, filters, kernel, stride int) Conv {

@@ -208,6 +208,63 @@ func TestResultsDoNotDependOnGoroutines(t *testing.T) {
 	}
 }
 
+// The fast arithmetic of training differs from the exact one by rounding, on every path
+// and in all its kinds: bfloat16, and Winograd's algorithm with and without a pool.
+func TestFastIsNearlyExact(t *testing.T) {
+	d := nn.Description{Name: "fast", Input: nn.Shape{Height: 15, Width: 14, Channels: 1}, Layers: []nn.Layer{
+		{Conv: &nn.Conv{Filters: 16, Kernel: 3, Padding: 1, ReLU: true}},
+		{Conv: &nn.Conv{Filters: 32, Kernel: 3, ReLU: true}},
+		{MaxPool: &nn.MaxPool{Size: 2}},
+		{Conv: &nn.Conv{Filters: 16, Kernel: 3, Padding: 1, ReLU: true}},
+		{Conv: &nn.Conv{Filters: 16, Kernel: 3, Padding: 2, ReLU: true}},
+		{Dense: &nn.Dense{Units: 6}}}}
+	const n = 70 // three pieces, the last one short
+	rng := rand.New(rand.NewPCG(8, 9))
+	x, factor := fill(rng, n*d.Input.Size()), fill(rng, n*d.Classes())
+	for _, path := range kernel.Paths() {
+		t.Run(path, func(t *testing.T) {
+			defer kernel.Use(path)()
+			net, err := nn.New(d, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			results := func(newAttack func(*nn.Network, int) (*Attack, error), newTraining func(*nn.Network, int) (*Training, error)) [3][]float32 {
+				attack, err := newAttack(net, n)
+				if err != nil {
+					t.Fatal(err)
+				}
+				training, err := newTraining(net, n)
+				if err != nil {
+					t.Fatal(err)
+				}
+				logits, dx, err := attack.Gradient(x, n, weigh(factor, d.Classes()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := training.Step(x, n, weigh(factor, d.Classes())); err != nil {
+					t.Fatal(err)
+				}
+				return [3][]float32{logits, dx, training.Gradient()}
+			}
+			exact, fast := results(NewAttack, NewTraining), results(NewFastAttack, NewFastTraining)
+			tolerance := 1e-4
+			if kernel.HasBF16() {
+				tolerance = 0.02
+			}
+			for i, what := range []string{"logits", "input gradient", "weight gradient"} {
+				off, size := 0.0, 0.0
+				for k, want := range exact[i] {
+					off += float64(fast[i][k]-want) * float64(fast[i][k]-want)
+					size += float64(want) * float64(want)
+				}
+				if off = math.Sqrt(off / size); !(off < tolerance) {
+					t.Errorf("%s: off by %.2g of their size", what, off)
+				}
+			}
+		})
+	}
+}
+
 func TestWrongRowsAreRefused(t *testing.T) {
 	net, err := nn.New(networks[0], 1)
 	if err != nil {

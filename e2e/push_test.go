@@ -228,7 +228,10 @@ func resultsOf(t *testing.T, name string) map[string]string {
 		}
 		for _, c := range r.Status.Conditions {
 			if c.Type == "Succeeded" && c.Status == "False" {
-				t.Fatalf("%s: %s", c.Reason, c.Message)
+				tasks, _ := run("", "kubectl", "get", "-n", namespace, "taskruns", "-l", "tekton.dev/pipelineRun="+name, "-o",
+					`jsonpath={range .items[*]}{.metadata.name}: {.status.conditions[*].message}{"\n"}{end}`)
+				logs, _ := run("", "kubectl", "logs", "-n", namespace, "-l", "tekton.dev/pipelineRun="+name, "--all-containers", "--prefix", "--tail=20")
+				t.Fatalf("%s: %s\n%s\n%s", c.Reason, c.Message, tasks, logs)
 			}
 			if c.Type == "Succeeded" && c.Status == "True" {
 				return true, nil

@@ -118,10 +118,7 @@ func (c *GroupedConv) BackwardInput(dx, dy, turned, mask []float32, rows int) {
 				}
 			}
 		}
-		for y := range c.Height {
-			at := ((y+c.Padding)*width + c.Padding) * c.Channels
-			copy(dx[r*in+y*c.Width*c.Channels:][:c.Width*c.Channels], c.sum[at:])
-		}
+		copyLines(dx[r*in:], c.Width*c.Channels, c.sum[(c.Padding*width+c.Padding)*c.Channels:], width*c.Channels, c.Height)
 		maskInput(dx[r*in:][:in], mask, r*in)
 	}
 }

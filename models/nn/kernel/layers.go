@@ -42,9 +42,7 @@ func pad(dst, image []float32, height, width, channels, p int) []float32 {
 		return image
 	}
 	row := (width + 2*p) * channels
-	for y := range height {
-		copy(dst[(y+p)*row+p*channels:][:width*channels], image[y*width*channels:])
-	}
+	copyLines(dst[p*row+p*channels:], row, image, width*channels, height)
 	return dst
 }
 

@@ -315,18 +315,24 @@ func row(r int) Mem {
 	if r >= 7 {
 		base, r = R8, r-7
 	}
-	switch r {
-	case 0:
-		return Mem{Base: base}
-	case 1, 2, 4:
-		return Mem{Base: base, Index: R9, Scale: uint8(r)}
-	case 3:
-		return Mem{Base: base, Index: R10, Scale: 1}
-	case 5:
-		return Mem{Base: base, Index: R11, Scale: 1}
-	default:
+	if r == 6 {
 		return Mem{Base: base, Index: R10, Scale: 2}
 	}
+	return strided(base, R9, R10, R11, r)
+}
+
+// strided addresses what is i times a stride from the base, for i below 6: registers
+// hold one, three and five strides.
+func strided(base, one, three, five GPPhysical, i int) Mem {
+	switch i {
+	case 0:
+		return Mem{Base: base}
+	case 3:
+		return Mem{Base: base, Index: three, Scale: 1}
+	case 5:
+		return Mem{Base: base, Index: five, Scale: 1}
+	}
+	return Mem{Base: base, Index: one, Scale: uint8(i)}
 }
 
 // elementwise writes loops over vectors of 8; n counts those vectors and is at

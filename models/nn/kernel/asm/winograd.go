@@ -211,18 +211,6 @@ func sandwich(t transform) {
 	LEAQ(Mem{Base: R10, Index: R10, Scale: 4}, RBX)
 	LEAQ(Mem{Base: R12, Index: R12, Scale: 2}, R13)
 	LEAQ(Mem{Base: R12, Index: R12, Scale: 4}, R8)
-	strided := func(base, one, three, five GPPhysical, i int) Mem {
-		switch i {
-		case 0:
-			return Mem{Base: base}
-		case 3:
-			return Mem{Base: base, Index: three, Scale: 1}
-		case 5:
-			return Mem{Base: base, Index: five, Scale: 1}
-		}
-		return Mem{Base: base, Index: one, Scale: uint8(i)}
-	}
-
 	top := len(zmm)
 	next := func() VecPhysical { top--; return zmm[top] }
 	var c, temporary []VecPhysical

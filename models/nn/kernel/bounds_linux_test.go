@@ -35,7 +35,7 @@ func TestProductStaysInItsOperands(t *testing.T) {
 	each(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(9, 9))
 		for trial := range 120 {
-			p := product{m: 1 + rng.IntN(40), n: 1 + rng.IntN(70), steps: 1 + rng.IntN(40), segments: 1 + rng.IntN(2), lines: 1 + rng.IntN(3), pairs: trial%2 == 0, relu: true, turned: new([]float32)}
+			p := product{m: 1 + rng.IntN(40), n: 1 + rng.IntN(70), steps: 1 + rng.IntN(40), segments: 1 + rng.IntN(2), lines: 1 + rng.IntN(3), pairs: trial%2 == 0, relu: true}
 			p.aRow, p.aStep = p.steps, 1
 			if trial%4 < 2 {
 				p.aRow, p.aStep = 1, p.m

@@ -18471,17 +18471,29 @@ store:
 	VZEROUPPER
 	RET
 
-// func amx_1x1(t *[25]uintptr)
+// func amx_1x1(t *[34]uintptr)
 TEXT ·amx_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -18492,8 +18504,7 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7b82c4
 	WORD $0x1384
 	LONG $0x00
@@ -18508,9 +18519,8 @@ bias:
 	LONG $0x00
 
 started:
-	MOVQ 64(DI), SI
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 240(DI), SI
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -18533,29 +18543,50 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7a82c4
 	WORD $0x1384
 	LONG $0x00
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x00000040, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
 	RET
 
-// func amx_1x2(t *[25]uintptr)
+// func amx_1x2(t *[34]uintptr)
 TEXT ·amx_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -18568,8 +18599,7 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7b82c4
 	WORD $0x1384
 	LONG $0x00
@@ -18590,9 +18620,8 @@ bias:
 	LONG $0x40
 
 started:
-	MOVQ 64(DI), SI
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 240(DI), SI
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -18620,32 +18649,53 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7a82c4
 	WORD $0x1384
 	LONG $0x00
 	LONG $0x4b7a82c4
 	WORD $0x138c
 	LONG $0x40
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x00000080, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
 	RET
 
-// func amx_1x3(t *[25]uintptr)
+// func amx_1x3(t *[34]uintptr)
 TEXT ·amx_1x3(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -18660,8 +18710,7 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7b82c4
 	WORD $0x1384
 	LONG $0x00
@@ -18688,9 +18737,8 @@ bias:
 	LONG $0x80
 
 started:
-	MOVQ 64(DI), SI
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 240(DI), SI
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -18723,8 +18771,7 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7a82c4
 	WORD $0x1384
 	LONG $0x00
@@ -18734,24 +18781,46 @@ step:
 	LONG $0x4b7a82c4
 	WORD $0x1394
 	LONG $0x80
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x000000c0, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
 	RET
 
-// func amx_1x4(t *[25]uintptr)
+// func amx_1x4(t *[34]uintptr)
 TEXT ·amx_1x4(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -18768,8 +18837,7 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7b82c4
 	WORD $0x1384
 	LONG $0x00
@@ -18802,9 +18870,8 @@ bias:
 	LONG $0xc0
 
 started:
-	MOVQ 64(DI), SI
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 240(DI), SI
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -18842,8 +18909,7 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7a82c4
 	WORD $0x1384
 	LONG $0x00
@@ -18856,24 +18922,46 @@ step:
 	LONG $0x4b7a82c4
 	WORD $0x139c
 	LONG $0xc0
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x00000100, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
 	RET
 
-// func amx_2x1(t *[25]uintptr)
+// func amx_2x1(t *[34]uintptr)
 TEXT ·amx_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -18886,9 +18974,8 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
-	MOVQ 184(DI), AX
+	MOVQ 256(DI), R11
+	MOVQ 192(DI), AX
 	ADDQ R11, AX
 	LONG $0x4b7b82c4
 	WORD $0x1384
@@ -18910,11 +18997,10 @@ bias:
 	LONG $0x00
 
 started:
-	MOVQ 64(DI), SI
+	MOVQ 240(DI), SI
 	MOVQ 144(DI), R12
 	ADDQ SI, R12
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -18944,9 +19030,8 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
-	MOVQ 184(DI), AX
+	MOVQ 256(DI), R11
+	MOVQ 192(DI), AX
 	ADDQ R11, AX
 	LONG $0x4b7a82c4
 	WORD $0x1384
@@ -18954,24 +19039,46 @@ step:
 	LONG $0x4b7aa2c4
 	WORD $0x108c
 	LONG $0x00
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x00000040, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
 	RET
 
-// func amx_2x2(t *[25]uintptr)
+// func amx_2x2(t *[34]uintptr)
 TEXT ·amx_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -18988,9 +19095,8 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
-	MOVQ 184(DI), AX
+	MOVQ 256(DI), R11
+	MOVQ 192(DI), AX
 	ADDQ R11, AX
 	LONG $0x4b7b82c4
 	WORD $0x1384
@@ -19024,11 +19130,10 @@ bias:
 	LONG $0x40
 
 started:
-	MOVQ 64(DI), SI
+	MOVQ 240(DI), SI
 	MOVQ 144(DI), R12
 	ADDQ SI, R12
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -19065,9 +19170,8 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
-	MOVQ 184(DI), AX
+	MOVQ 256(DI), R11
+	MOVQ 192(DI), AX
 	ADDQ R11, AX
 	LONG $0x4b7a82c4
 	WORD $0x1384
@@ -19081,8 +19185,18 @@ step:
 	LONG $0x4b7aa2c4
 	WORD $0x109c
 	LONG $0x40
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x00000080, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
@@ -19513,20 +19627,34 @@ stored:
 	VZEROUPPER
 	RET
 
-// func roundVectors(dst *float32, src *float32, n int)
-// Requires: AVX, AVX512F
-TEXT ·roundVectors(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), DI
-	MOVQ src+8(FP), SI
-	MOVQ n+16(FP), DX
+// func roundVectors(dst *float32, src *float32, mask *float32, n int, floor float32)
+// Requires: AVX, AVX512BW, AVX512F, SSE
+TEXT ·roundVectors(SB), NOSPLIT, $0-36
+	MOVQ         dst+0(FP), DI
+	MOVQ         src+8(FP), SI
+	MOVQ         mask+16(FP), R8
+	MOVQ         n+24(FP), DX
+	MOVSS        floor+32(FP), X3
+	VBROADCASTSS X3, Z3
+	VPXORD       Z4, Z4, Z4
 
 full:
-	CMPQ    DX, $0x20
-	JLT     tail
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	LONG    $0x4877f262
-	WORD    $0xd072
+	CMPQ        DX, $0x20
+	JLT         tail
+	VMOVUPS     (SI), Z0
+	VMOVUPS     64(SI), Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	TESTQ       R8, R8
+	JZ          store
+	VMOVDQU16   (R8), Z5
+	ADDQ        $0x40, R8
+	VPCMPGTW    Z4, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+
+store:
 	VMOVUPS Z2, (DI)
 	ADDQ    $0x80, SI
 	ADDQ    $0x40, DI
@@ -19534,29 +19662,104 @@ full:
 	JMP     full
 
 tail:
-	TESTQ     DX, DX
-	JZ        done
-	MOVQ      $0x0000000000000001, AX
-	MOVQ      DX, CX
-	SHLQ      CL, AX
-	DECQ      AX
-	KMOVW     AX, K1
-	SHRQ      $0x10, AX
-	KMOVW     AX, K2
-	INCQ      DX
-	SHRQ      $0x01, DX
-	MOVQ      $0x0000000000000001, AX
-	MOVQ      DX, CX
-	SHLQ      CL, AX
-	DECQ      AX
-	KMOVW     AX, K3
-	VMOVUPS.Z (SI), K1, Z0
-	VMOVUPS.Z 64(SI), K2, Z1
-	LONG      $0x4877f262
-	WORD      $0xd072
-	VMOVUPS   Z2, K3, (DI)
+	TESTQ       DX, DX
+	JZ          done
+	MOVQ        $0x0000000000000001, AX
+	MOVQ        DX, CX
+	SHLQ        CL, AX
+	DECQ        AX
+	KMOVW       AX, K1
+	SHRQ        $0x10, AX
+	KMOVW       AX, K2
+	INCQ        DX
+	SHRQ        $0x01, DX
+	MOVQ        $0x0000000000000001, AX
+	MOVQ        DX, CX
+	SHLQ        CL, AX
+	DECQ        AX
+	KMOVW       AX, K3
+	VMOVUPS.Z   (SI), K1, Z0
+	VMOVUPS.Z   64(SI), K2, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	TESTQ       R8, R8
+	JZ          last
+	VMOVUPS.Z   (R8), K3, Z5
+	VPCMPGTW    Z4, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+
+last:
+	VMOVUPS Z2, K3, (DI)
 
 done:
+	VZEROUPPER
+	RET
+
+// func joinVectors(dst *float32, src *float32, lines int, dstLine int, srcLine int, count int, far int, step int, n int, both int)
+// Requires: AVX, AVX512F
+TEXT ·joinVectors(SB), NOSPLIT, $0-80
+	MOVQ  dst+0(FP), DI
+	MOVQ  src+8(FP), SI
+	MOVQ  lines+16(FP), BX
+	MOVQ  far+48(FP), R8
+	MOVQ  step+56(FP), R9
+	MOVQ  n+64(FP), DX
+	MOVQ  both+72(FP), R10
+	KMOVW R10, K2
+	MOVQ  DX, R11
+	ANDQ  $0x0f, R11
+	MOVQ  $0x0000000000000001, AX
+	MOVQ  R11, CX
+	SHLQ  CL, AX
+	DECQ  AX
+	KMOVW AX, K1
+	KANDW K1, K2, K3
+	SHRQ  $0x04, DX
+
+line:
+	MOVQ DI, R14
+	MOVQ SI, AX
+	MOVQ count+40(FP), CX
+
+pair:
+	MOVQ  AX, R12
+	MOVQ  DX, R13
+	TESTQ R13, R13
+	JZ    tail
+
+full:
+	VPMOVZXWD   (R12), Z0
+	VPMOVZXWD.Z (R12)(R8*1), K2, Z1
+	VPSLLD      $0x10, Z1, Z1
+	VPORD       Z1, Z0, Z0
+	VMOVDQU32   Z0, (R14)
+	ADDQ        $0x20, R12
+	ADDQ        $0x40, R14
+	DECQ        R13
+	JNZ         full
+
+tail:
+	TESTQ       R11, R11
+	JZ          next
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPMOVZXWD.Z (R12)(R8*1), K3, Z1
+	VPSLLD      $0x10, Z1, Z1
+	VPORD       Z1, Z0, Z0
+	VMOVDQU32   Z0, K1, (R14)
+	LEAQ        (R14)(R11*4), R14
+
+next:
+	ADDQ R9, AX
+	DECQ CX
+	JNZ  pair
+	MOVQ dstLine+24(FP), R12
+	ADDQ R12, DI
+	MOVQ srcLine+32(FP), R12
+	ADDQ R12, SI
+	DECQ BX
+	JNZ  line
 	VZEROUPPER
 	RET
 
@@ -19661,8 +19864,7 @@ TEXT ·poolVectors(SB), NOSPLIT, $0-48
 	MOVQ         pixels+24(FP), CX
 	MOVQ         vectors+32(FP), BX
 	MOVQ         line+40(FP), R8
-	MOVQ         BX, R9
-	SHLQ         $0x05, R9
+	IMUL3Q       $0x20, BX, R9
 	MOVQ         $0x0000000000000001, AX
 	VMOVQ        AX, X0
 	VPBROADCASTD X0, Y11
@@ -19706,11 +19908,11 @@ vector:
 	VORPS     Y3, Y1, Y1
 	VMOVUPS   Y1, (DX)
 	ADDQ      $0x20, SI
-	ADDQ      $0x20, DI
-	ADDQ      $0x20, DX
 	ADDQ      $0x20, R10
 	ADDQ      $0x20, R11
 	ADDQ      $0x20, R12
+	ADDQ      $0x20, DI
+	ADDQ      $0x20, DX
 	DECQ      R13
 	JNZ       vector
 	ADDQ      R9, SI
@@ -19728,8 +19930,7 @@ TEXT ·unpoolVectors(SB), NOSPLIT, $0-48
 	MOVQ         pixels+24(FP), CX
 	MOVQ         vectors+32(FP), BX
 	MOVQ         line+40(FP), R8
-	MOVQ         BX, R9
-	SHLQ         $0x05, R9
+	IMUL3Q       $0x20, BX, R9
 	MOVQ         $0x0000000000000001, AX
 	VMOVQ        AX, X0
 	VPBROADCASTD X0, Y11
@@ -19762,16 +19963,136 @@ vector:
 	VPAND    (DI), Y1, Y1
 	VMOVDQU  Y1, (R12)
 	ADDQ     $0x20, SI
-	ADDQ     $0x20, DI
-	ADDQ     $0x20, DX
 	ADDQ     $0x20, R10
 	ADDQ     $0x20, R11
 	ADDQ     $0x20, R12
+	ADDQ     $0x20, DI
+	ADDQ     $0x20, DX
 	DECQ     R13
 	JNZ      vector
 	ADDQ     R9, SI
 	DECQ     CX
 	JNZ      pixel
+	VZEROUPPER
+	RET
+
+// func poolHalves(y *float32, which *int8, strip *float32, pixels int, vectors int, line int)
+// Requires: AVX, AVX512F
+TEXT ·poolHalves(SB), NOSPLIT, $0-48
+	MOVQ         strip+16(FP), SI
+	MOVQ         y+0(FP), DI
+	MOVQ         which+8(FP), DX
+	MOVQ         pixels+24(FP), CX
+	MOVQ         vectors+32(FP), BX
+	MOVQ         line+40(FP), R8
+	IMUL3Q       $0x40, BX, R9
+	MOVQ         $0x0000000000000001, AX
+	VPBROADCASTD AX, Z11
+	MOVQ         $0x0000000000000002, AX
+	VPBROADCASTD AX, Z12
+	MOVQ         $0x0000000000000003, AX
+	VPBROADCASTD AX, Z13
+	VPTERNLOGD   $0xff, Z14, Z14, Z14
+	VPXORD       Z10, Z10, Z10
+
+pixel:
+	LEAQ (SI)(R8*1), R10
+	LEAQ (SI)(R9*1), R11
+	LEAQ (R10)(R9*1), R12
+	MOVQ BX, R13
+
+vector:
+	VMOVUPS   (SI), Z0
+	VMOVDQA32 Z10, Z1
+	VMOVUPS   (R11), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z11, K1, Z1
+	VMOVUPS   (R10), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z12, K1, Z1
+	VMOVUPS   (R12), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z13, K1, Z1
+	VCMPPS    $0x1a, Z10, Z0, K1
+	VMOVDQA32 Z14, K1, Z1
+	VMAXPS    Z0, Z10, Z0
+	LONG      $0x487ef262
+	WORD      $0xc072
+	VMOVDQU   Y0, (DI)
+	VPMOVDB   Z1, (DX)
+	ADDQ      $0x40, SI
+	ADDQ      $0x40, R10
+	ADDQ      $0x40, R11
+	ADDQ      $0x40, R12
+	ADDQ      $0x20, DI
+	ADDQ      $0x10, DX
+	DECQ      R13
+	JNZ       vector
+	ADDQ      R9, SI
+	DECQ      CX
+	JNZ       pixel
+	VZEROUPPER
+	RET
+
+// func unpoolHalves(image *float32, dy *float32, which *int8, pixels int, vectors int, line int)
+// Requires: AVX, AVX2, AVX512BW, AVX512VL
+TEXT ·unpoolHalves(SB), NOSPLIT, $0-48
+	MOVQ         image+0(FP), SI
+	MOVQ         dy+8(FP), DI
+	MOVQ         which+16(FP), DX
+	MOVQ         pixels+24(FP), CX
+	MOVQ         vectors+32(FP), BX
+	MOVQ         line+40(FP), R8
+	IMUL3Q       $0x20, BX, R9
+	MOVQ         $0x0000000000000001, AX
+	VPBROADCASTW AX, Y11
+	MOVQ         $0x0000000000000002, AX
+	VPBROADCASTW AX, Y12
+	MOVQ         $0x0000000000000003, AX
+	VPBROADCASTW AX, Y13
+	VPXOR        Y10, Y10, Y10
+
+pixel:
+	LEAQ (SI)(R8*1), R10
+	LEAQ (SI)(R9*1), R11
+	LEAQ (R10)(R9*1), R12
+	MOVQ BX, R13
+
+vector:
+	VPMOVSXBW   (DX), Y0
+	VMOVDQU     (DI), Y1
+	VPCMPEQW    Y10, Y0, K1
+	VMOVDQU16.Z Y1, K1, Y2
+	VMOVDQU     Y2, (SI)
+	VPCMPEQW    Y11, Y0, K1
+	VMOVDQU16.Z Y1, K1, Y2
+	VMOVDQU     Y2, (R11)
+	VPCMPEQW    Y12, Y0, K1
+	VMOVDQU16.Z Y1, K1, Y2
+	VMOVDQU     Y2, (R10)
+	VPCMPEQW    Y13, Y0, K1
+	VMOVDQU16.Z Y1, K1, Y2
+	VMOVDQU     Y2, (R12)
+	ADDQ        $0x20, SI
+	ADDQ        $0x20, R10
+	ADDQ        $0x20, R11
+	ADDQ        $0x20, R12
+	ADDQ        $0x20, DI
+	ADDQ        $0x10, DX
+	DECQ        R13
+	JNZ         vector
+	ADDQ        R9, SI
+	DECQ        CX
+	JNZ         pixel
 	VZEROUPPER
 	RET
 

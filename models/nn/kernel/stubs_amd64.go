@@ -395,22 +395,22 @@ func avx2_6x1m(t *[14]uintptr)
 func avx2_6x2(t *[14]uintptr)
 
 //go:noescape
-func amx_1x1(t *[25]uintptr)
+func amx_1x1(t *[34]uintptr)
 
 //go:noescape
-func amx_1x2(t *[25]uintptr)
+func amx_1x2(t *[34]uintptr)
 
 //go:noescape
-func amx_1x3(t *[25]uintptr)
+func amx_1x3(t *[34]uintptr)
 
 //go:noescape
-func amx_1x4(t *[25]uintptr)
+func amx_1x4(t *[34]uintptr)
 
 //go:noescape
-func amx_2x1(t *[25]uintptr)
+func amx_2x1(t *[34]uintptr)
 
 //go:noescape
-func amx_2x2(t *[25]uintptr)
+func amx_2x2(t *[34]uintptr)
 
 // addVectors adds src to dst.
 //
@@ -452,10 +452,15 @@ func adamVectors(p *float32, m *float32, v *float32, average *float32, grad *flo
 //go:noescape
 func transposeBlock(dst *float32, src *float32, rows int, columns int, dstRow int, srcRow int)
 
-// roundVectors rounds n floats to (n+1)/2 pairs of neighbours; an odd one's partner is 0.
+// roundVectors rounds n floats, at least floor, to (n+1)/2 pairs of neighbours; an odd one's partner is 0. They are 0 where those of mask, unless that is nil, are not positive.
 //
 //go:noescape
-func roundVectors(dst *float32, src *float32, n int)
+func roundVectors(dst *float32, src *float32, mask *float32, n int, floor float32)
+
+// joinVectors makes of lines of pixels with n bfloat16 each as many pairs, of a pixel and the one far bytes on, the next ones step bytes on; the second counts as 0 unless both is 0xffff.
+//
+//go:noescape
+func joinVectors(dst *float32, src *float32, lines int, dstLine int, srcLine int, count int, far int, step int, n int, both int)
 
 // pairVectors makes count rows of n pairs of floats, far bytes apart, the next row step bytes on; their second float counts as 0 unless both is 0xffff.
 //
@@ -471,6 +476,16 @@ func poolVectors(y *float32, which *int32, strip *float32, pixels int, vectors i
 //
 //go:noescape
 func unpoolVectors(strip *float32, dy *float32, which *int32, pixels int, vectors int, line int)
+
+// poolHalves is poolVectors on 16 channels at a time, with a ReLU after it and y rounded to pairs.
+//
+//go:noescape
+func poolHalves(y *float32, which *int8, strip *float32, pixels int, vectors int, line int)
+
+// unpoolHalves is unpoolVectors on pairs of 16 channels at a time.
+//
+//go:noescape
+func unpoolHalves(image *float32, dy *float32, which *int8, pixels int, vectors int, line int)
 
 //go:noescape
 func spreadInputs(dst *float32, src *float32, dstRow int, dstColumn int, srcRow int, srcColumn int, vectors int)

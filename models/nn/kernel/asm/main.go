@@ -500,34 +500,33 @@ func elementwise() {
 }
 
 // pools writes maxima of 2 x 2 windows, and their gradient: pixels of vectors of
-// 8 channels, the two rows of a window line bytes apart.
+// channels, the two rows of a window line bytes apart. What is pooled is float32, or
+// on its way back pairs of bfloat16 too.
 func pools() {
-	begin := func(large, small string) {
+	taps := []Mem{{Base: RSI}, {Base: R11}, {Base: R10}, {Base: R12}}
+	// windows writes the loop for vectors of so many bytes before and after the pool,
+	// and of places.
+	windows := func(large, small string, before, after, places int, prepare, body func()) {
 		Load(Param(large), RSI)
 		Load(Param(small), RDI)
 		Load(Param("which"), RDX)
 		Load(Param("pixels"), RCX)
 		Load(Param("vectors"), RBX)
 		Load(Param("line"), R8)
-		MOVQ(RBX, R9)
-		SHLQ(Imm(5), R9) // bytes of a pixel
-		for tap := 1; tap < 4; tap++ {
-			MOVQ(U64(uint64(tap)), RAX)
-			VMOVQ(RAX, X0)
-			VPBROADCASTD(X0, ymm[10+tap]) // the places
-		}
-		VPXOR(Y10, Y10, Y10)
+		IMUL3Q(Imm(uint64(before)), RBX, R9) // bytes of a pixel
+		prepare()
 		Label("pixel")
 		LEAQ(Mem{Base: RSI, Index: R8, Scale: 1}, R10) // second row
 		LEAQ(Mem{Base: RSI, Index: R9, Scale: 1}, R11) // second column
 		LEAQ(Mem{Base: R10, Index: R9, Scale: 1}, R12)
 		MOVQ(RBX, R13)
 		Label("vector")
-	}
-	end := func() {
-		for _, r := range []GPPhysical{RSI, RDI, RDX, R10, R11, R12} {
-			ADDQ(Imm(32), r)
+		body()
+		for _, r := range []GPPhysical{RSI, R10, R11, R12} {
+			ADDQ(Imm(uint64(before)), r)
 		}
+		ADDQ(Imm(uint64(after)), RDI)
+		ADDQ(Imm(uint64(places)), RDX)
 		DECQ(R13)
 		JNZ(LabelRef("vector"))
 		ADDQ(R9, RSI)
@@ -536,39 +535,94 @@ func pools() {
 		VZEROUPPER()
 		RET()
 	}
-	taps := []Mem{{Base: RSI}, {Base: R11}, {Base: R10}, {Base: R12}}
+	numbers := func() {
+		for tap := 1; tap < 4; tap++ {
+			MOVQ(U64(uint64(tap)), RAX)
+			VMOVQ(RAX, X0)
+			VPBROADCASTD(X0, ymm[10+tap]) // the places
+		}
+		VPXOR(Y10, Y10, Y10)
+	}
 
 	TEXT("poolVectors", NOSPLIT, "func(y *float32, which *int32, strip *float32, pixels, vectors, line int)")
 	Pragma("noescape")
 	Doc("poolVectors sets y to the maxima and which to their places, -1 where a maximum is not positive.")
-	begin("strip", "y")
-	VMOVUPS(taps[0], Y0)
-	VMOVAPS(Y10, Y1) // place 0
-	for tap := 1; tap < 4; tap++ {
-		VMOVUPS(taps[tap], Y2)
-		VCMPPS(Imm(0x1e), Y0, Y2, Y3) // larger, ordered
-		VCMPPS(Imm(0x03), Y2, Y2, Y4) // NaN
-		VORPS(Y4, Y3, Y3)
-		VBLENDVPS(Y3, Y2, Y0, Y0)
-		VBLENDVPS(Y3, ymm[10+tap], Y1, Y1)
-	}
-	VMOVUPS(Y0, Mem{Base: RDI})
-	VCMPPS(Imm(0x1a), Y10, Y0, Y3) // not larger than 0, or NaN
-	VORPS(Y3, Y1, Y1)              // all ones are -1
-	VMOVUPS(Y1, Mem{Base: RDX})
-	end()
+	windows("strip", "y", 32, 32, 32, numbers, func() {
+		VMOVUPS(taps[0], Y0)
+		VMOVAPS(Y10, Y1) // place 0
+		for tap := 1; tap < 4; tap++ {
+			VMOVUPS(taps[tap], Y2)
+			VCMPPS(Imm(0x1e), Y0, Y2, Y3) // larger, ordered
+			VCMPPS(Imm(0x03), Y2, Y2, Y4) // NaN
+			VORPS(Y4, Y3, Y3)
+			VBLENDVPS(Y3, Y2, Y0, Y0)
+			VBLENDVPS(Y3, ymm[10+tap], Y1, Y1)
+		}
+		VMOVUPS(Y0, Mem{Base: RDI})
+		VCMPPS(Imm(0x1a), Y10, Y0, Y3) // not larger than 0, or NaN
+		VORPS(Y3, Y1, Y1)              // all ones are -1
+		VMOVUPS(Y1, Mem{Base: RDX})
+	})
 
 	TEXT("unpoolVectors", NOSPLIT, "func(strip, dy *float32, which *int32, pixels, vectors, line int)")
 	Pragma("noescape")
 	Doc("unpoolVectors sets strip to dy at the places which, and to 0 elsewhere.")
-	begin("strip", "dy")
-	VMOVDQU(Mem{Base: RDX}, Y0)
-	for tap := range 4 {
-		VPCMPEQD(ymm[10+tap], Y0, Y1)
-		VPAND(Mem{Base: RDI}, Y1, Y1)
-		VMOVDQU(Y1, taps[tap])
-	}
-	end()
+	windows("strip", "dy", 32, 32, 32, numbers, func() {
+		VMOVDQU(Mem{Base: RDX}, Y0)
+		for tap := range 4 {
+			VPCMPEQD(ymm[10+tap], Y0, Y1)
+			VPAND(Mem{Base: RDI}, Y1, Y1)
+			VMOVDQU(Y1, taps[tap])
+		}
+	})
+
+	TEXT("poolHalves", NOSPLIT, "func(y *float32, which *int8, strip *float32, pixels, vectors, line int)")
+	Pragma("noescape")
+	Doc("poolHalves is poolVectors on 16 channels at a time, with a ReLU after it and y rounded to pairs.")
+	windows("strip", "y", 64, 32, 16, func() {
+		for tap := 1; tap < 4; tap++ {
+			MOVQ(U64(uint64(tap)), RAX)
+			VPBROADCASTD(EAX, zmm[10+tap])
+		}
+		VPTERNLOGD(Imm(0xff), Z14, Z14, Z14) // -1
+		VPXORD(Z10, Z10, Z10)
+	}, func() {
+		VMOVUPS(taps[0], Z0)
+		VMOVDQA32(Z10, Z1)
+		for tap := 1; tap < 4; tap++ {
+			VMOVUPS(taps[tap], Z2)
+			VCMPPS(Imm(0x1e), Z0, Z2, K1)
+			VCMPPS(Imm(0x03), Z2, Z2, K2)
+			KORW(K1, K2, K1)
+			VMOVAPS(Z2, K1, Z0)
+			VMOVDQA32(zmm[10+tap], K1, Z1)
+		}
+		VCMPPS(Imm(0x1a), Z10, Z0, K1)
+		VMOVDQA32(Z14, K1, Z1)
+		VMAXPS(Z0, Z10, Z0) // the second source is the answer where one is NaN
+		roundOne(0, 0)
+		VMOVDQU(Y0, Mem{Base: RDI})
+		VPMOVDB(Z1, Mem{Base: RDX})
+	})
+
+	TEXT("unpoolHalves", NOSPLIT, "func(image, dy *float32, which *int8, pixels, vectors, line int)")
+	Pragma("noescape")
+	Doc("unpoolHalves is unpoolVectors on pairs of 16 channels at a time.")
+	windows("image", "dy", 32, 32, 16, func() {
+		for tap := 1; tap < 4; tap++ {
+			MOVQ(U64(uint64(tap)), RAX)
+			VPBROADCASTW(EAX, ymm[10+tap])
+		}
+		VPXOR(Y10, Y10, Y10)
+	}, func() {
+		VPMOVSXBW(Mem{Base: RDX}, Y0)
+		VMOVDQU(Mem{Base: RDI}, Y1)
+		for tap := range 4 {
+			VPCMPEQW(ymm[10+tap], Y0, K1)
+			VMOVDQU16_Z(Y1, K1, Y2)
+			VMOVDQU(Y2, taps[tap])
+		}
+	})
 }
 
 // bits sets the mask k to as many ones as the register counts, at most 31.
@@ -580,20 +634,40 @@ func bits(count GPPhysical, k OpmaskPhysical) {
 	KMOVW(EAX, k)
 }
 
-// halves writes the two ways of rounding float32 to pairs of bfloat16.
+// halves writes the ways of making pairs of bfloat16: of neighbours or of rows of
+// float32, and of pixels of bfloat16.
 func halves() {
-	TEXT("roundVectors", NOSPLIT, "func(dst, src *float32, n int)")
+	TEXT("roundVectors", NOSPLIT, "func(dst, src, mask *float32, n int, floor float32)")
 	Pragma("noescape")
-	Doc("roundVectors rounds n floats to (n+1)/2 pairs of neighbours; an odd one's partner is 0.")
+	Doc("roundVectors rounds n floats, at least floor, to (n+1)/2 pairs of neighbours; an odd one's partner is 0. They are 0 where those of mask, unless that is nil, are not positive.")
 	Load(Param("dst"), RDI)
 	Load(Param("src"), RSI)
+	Load(Param("mask"), R8)
 	Load(Param("n"), RDX)
+	Load(Param("floor"), X3)
+	VBROADCASTSS(X3, Z3)
+	VPXORD(Z4, Z4, Z4)
+	round := func() {
+		VMAXPS(Z0, Z3, Z0) // the second source is the answer where one is NaN
+		VMAXPS(Z1, Z3, Z1)
+		roundTwo(0, 1, 2)
+		TESTQ(R8, R8)
+	}
+	masked := func() {
+		VPCMPGTW(Z4, Z5, K4) // what is negative has its sign set
+		VMOVDQU16_Z(Z2, K4, Z2)
+	}
 	Label("full")
 	CMPQ(RDX, Imm(32))
 	JLT(LabelRef("tail"))
 	VMOVUPS(Mem{Base: RSI}, Z0)
 	VMOVUPS(Mem{Base: RSI, Disp: 64}, Z1)
-	roundTwo(0, 1, 2)
+	round()
+	JZ(LabelRef("store"))
+	VMOVDQU16(Mem{Base: R8}, Z5)
+	ADDQ(Imm(64), R8)
+	masked()
+	Label("store")
 	VMOVUPS(Z2, Mem{Base: RDI})
 	ADDQ(Imm(128), RSI)
 	ADDQ(Imm(64), RDI)
@@ -610,9 +684,72 @@ func halves() {
 	bits(RDX, K3)
 	VMOVUPS_Z(Mem{Base: RSI}, K1, Z0)
 	VMOVUPS_Z(Mem{Base: RSI, Disp: 64}, K2, Z1)
-	roundTwo(0, 1, 2)
+	round()
+	JZ(LabelRef("last"))
+	VMOVUPS_Z(Mem{Base: R8}, K3, Z5)
+	masked()
+	Label("last")
 	VMOVUPS(Z2, K3, Mem{Base: RDI})
 	Label("done")
+	VZEROUPPER()
+	RET()
+
+	TEXT("joinVectors", NOSPLIT, "func(dst, src *float32, lines, dstLine, srcLine, count, far, step, n, both int)")
+	Pragma("noescape")
+	Doc("joinVectors makes of lines of pixels with n bfloat16 each as many pairs, of a pixel and the one far bytes on, the next ones step bytes on; the second counts as 0 unless both is 0xffff.")
+	Load(Param("dst"), RDI)
+	Load(Param("src"), RSI)
+	Load(Param("lines"), RBX)
+	Load(Param("far"), R8)
+	Load(Param("step"), R9)
+	Load(Param("n"), RDX)
+	Load(Param("both"), R10)
+	KMOVW(R10L, K2)
+	MOVQ(RDX, R11)
+	ANDQ(Imm(15), R11)
+	bits(R11, K1)
+	KANDW(K1, K2, K3)
+	SHRQ(Imm(4), RDX) // full vectors
+	join := func() {
+		VPSLLD(Imm(16), Z1, Z1)
+		VPORD(Z1, Z0, Z0)
+	}
+	Label("line")
+	MOVQ(RDI, R14)
+	MOVQ(RSI, RAX)
+	Load(Param("count"), RCX)
+	Label("pair")
+	MOVQ(RAX, R12)
+	MOVQ(RDX, R13)
+	TESTQ(R13, R13)
+	JZ(LabelRef("tail"))
+	Label("full")
+	VPMOVZXWD(Mem{Base: R12}, Z0)
+	VPMOVZXWD_Z(Mem{Base: R12, Index: R8, Scale: 1}, K2, Z1)
+	join()
+	VMOVDQU32(Z0, Mem{Base: R14})
+	ADDQ(Imm(32), R12)
+	ADDQ(Imm(64), R14)
+	DECQ(R13)
+	JNZ(LabelRef("full"))
+	Label("tail")
+	TESTQ(R11, R11)
+	JZ(LabelRef("next"))
+	VPMOVZXWD_Z(Mem{Base: R12}, K1, Z0)
+	VPMOVZXWD_Z(Mem{Base: R12, Index: R8, Scale: 1}, K3, Z1)
+	join()
+	VMOVDQU32(Z0, K1, Mem{Base: R14})
+	LEAQ(Mem{Base: R14, Index: R11, Scale: 4}, R14)
+	Label("next")
+	ADDQ(R9, RAX)
+	DECQ(RCX)
+	JNZ(LabelRef("pair"))
+	Load(Param("dstLine"), R12)
+	ADDQ(R12, RDI)
+	Load(Param("srcLine"), R12)
+	ADDQ(R12, RSI)
+	DECQ(RBX)
+	JNZ(LabelRef("line"))
 	VZEROUPPER()
 	RET()
 
@@ -672,6 +809,9 @@ func halves() {
 // roundTwo writes VCVTNE2PS2BF16: 16 float32 each of low and high, rounded to
 // the nearest bfloat16, in the two halves of to.
 func roundTwo(low, high, to int) { evex(2, 3, 0x72, low, high, to) }
+
+// roundOne writes VCVTNEPS2BF16: 16 float32, rounded likewise, in half of to.
+func roundOne(from, to int) { evex(2, 2, 0x72, from, 0, to) }
 
 // peaks writes the loops that measure what the processor can do: accumulators
 // that wait for nothing but themselves, and no memory.

@@ -212,13 +212,20 @@ func (c *Conv) over(image []float32, width, channels int, w, bias []float32, rel
 }
 
 // rows computes n rows of the output from oy on. The rows of a filter that lie in
-// the border are left out; those of the output that see the same ones go together.
+// the border are left out; those of the output that see the same ones go together,
+// at least two where AMX takes two at a time.
 func (c *Conv) rows(y []float32, oy, n int) {
-	under := func(oy int) (lo, hi int) {
-		at := oy*c.Stride - c.above // row of the input under the filter's first
-		return max(0, -at), min(c.Kernel, c.Height-at)
+	unit := 1
+	if c.image.tiled() && c.image.m <= tileSide {
+		unit = 2
 	}
-	for first, end := oy, oy+n; oy < end; {
+	first, end := oy, oy+n
+	under := func(oy int) (lo, hi int) { // of the rows of filters over a unit
+		at := oy*c.Stride - c.above // row of the input under the filter's first
+		last := (min(oy+unit, end)-1)*c.Stride - c.above
+		return max(0, -last), min(c.Kernel, c.Height-at)
+	}
+	for oy < end {
 		p := c.image
 		lo, hi := under(oy)
 		p.segments = hi - lo
@@ -226,8 +233,8 @@ func (c *Conv) rows(y []float32, oy, n int) {
 		p.b = p.b[lo*p.bSegment:]
 		p.c = y[(oy-first)*p.cLine:]
 		for same := true; same; {
-			oy++
-			p.lines++
+			p.lines += min(unit, end-oy)
+			oy += unit
 			l, h := under(oy)
 			same = oy < end && l == lo && h == hi
 		}

@@ -14,9 +14,11 @@ type tapGradient struct {
 	length  int       // of a line, in pairs
 	steps   int       // pairs of an image, in whole tiles
 	plane   int       // words, or values where there are few channels, of a copy of the inputs
-	inputs  []float32 // the copies
-	outputs []float32 // gradient of the outputs [steps, filters]
-	a       []float32 // [filters or taps, steps]
+	images  int       // worked on at a time
+	held    int       // of them
+	inputs  []float32 // the copies, of each image
+	outputs []float32 // gradient of the outputs of one [steps, filters]
+	a       []float32 // [filters, images, steps] or [taps, steps]
 	sums    []float32 // [taps, filters, channels]
 	spread  []float32 // inputs in the order of few, before they are rounded
 	ones    []float32
@@ -43,8 +45,10 @@ func (c *Conv) tapGradient() *tapGradient {
 		g.length = (c.OutWidth+1)/2 + beyond/2
 		g.steps = wholeTiles(c.OutHeight * g.length)
 		g.plane = (beyond*g.length + beyond/2 + g.steps) * c.Channels
-		g.inputs = make([]float32, c.Stride*g.phases()*g.plane)
-		g.a = make([]float32, c.Filters*g.steps)
+		const enough = 192 // steps: sums are read and written for fewer
+		g.images = max(1, enough/g.steps)
+		g.inputs = make([]float32, g.images*g.copies())
+		g.a = make([]float32, g.images*c.Filters*g.steps)
 		g.sums = make([]float32, taps*c.Channels*c.Filters)
 	}
 	g.outputs = make([]float32, g.steps*c.Filters)
@@ -57,11 +61,15 @@ func wholeTiles(n int) int { return (n + tileSide - 1) / tileSide * tileSide }
 // phases is how many copies of a line there are: columns that may start a pair.
 func (g *tapGradient) phases() int { return min(g.c.Kernel, 2*g.c.Stride) }
 
+// copies is the size of all copies of an image.
+func (g *tapGradient) copies() int { return g.c.Stride * g.phases() * g.plane }
+
 func (g *tapGradient) begin() { clear(g.sums) }
 
 // end completes dw.
 func (g *tapGradient) end(dw []float32) {
 	if n := g.c.Channels * g.c.Filters; !g.few() {
+		g.multiply()
 		for tap := range g.c.Kernel * g.c.Kernel {
 			transpose(dw[tap*n:], g.sums[tap*n:], g.c.Filters, g.c.Channels)
 		}
@@ -104,9 +112,10 @@ func (g *tapGradient) addMany(x []float32) {
 	height := c.Height + 2*c.Padding
 	lines := c.OutHeight + (k-1)/s // of a copy
 	line := g.length * channels
+	copies := g.inputs[g.held*g.copies():]
 	for row := range min(s, k) {
 		for phase := range g.phases() {
-			to := g.inputs[(row*g.phases()+phase)*g.plane:]
+			to := copies[(row*g.phases()+phase)*g.plane:]
 			n := min(lines, (height-row+s-1)/s)
 			count := min(g.length, max(0, (width-phase+s-1)/(2*s)))
 			from := image[(row*width+phase)*pixel:]
@@ -116,25 +125,38 @@ func (g *tapGradient) addMany(x []float32) {
 			}
 		}
 	}
-	transposeTo(g.a, g.outputs, g.steps, c.Filters, g.steps, c.Filters)
+	transposeTo(g.a[g.held*g.steps:], g.outputs, g.steps, c.Filters, g.images*g.steps, c.Filters)
+	if g.held++; g.held == g.images {
+		g.multiply()
+	}
+}
 
-	// Few enough steps at a time that they stay in the first-level cache for all taps.
+// multiply adds the gradients of the images that are held to the sums.
+func (g *tapGradient) multiply() {
+	if g.held == 0 {
+		return
+	}
+	c := g.c
+	s, k, channels := c.Stride, c.Kernel, c.Channels
+	// Of a large image few enough steps at a time that they stay in the first-level
+	// cache for all taps.
 	const words = 8 << 10
 	chunk := max(1, words/(c.Filters+channels)/tileSide) * tileSide
 	for at := 0; at < g.steps; at += chunk {
 		for row := range min(s, k) {
 			for kx := range k {
 				p := product{
-					m: c.Filters, n: channels, steps: min(chunk, g.steps-at), segments: 1,
-					a: g.a[at:], aRow: g.steps, aStep: 1,
-					b: g.inputs[(row*g.phases()+kx%g.phases())*g.plane+(at+kx/(2*s))*channels:], bStep: channels,
+					m: c.Filters, n: channels, steps: min(chunk, g.steps-at), segments: g.held,
+					a: g.a[at:], aRow: g.images * g.steps, aStep: 1, aSegment: g.steps,
+					b: g.inputs[(row*g.phases()+kx%g.phases())*g.plane+(at+kx/(2*s))*channels:], bStep: channels, bSegment: g.copies(),
 					c: g.sums[(row*k+kx)*c.Filters*channels:], cRow: channels, add: true, pairs: true,
-					lines: (k - row + s - 1) / s, bLine: line, cLine: s * k * c.Filters * channels,
+					lines: (k - row + s - 1) / s, bLine: g.length * channels, cLine: s * k * c.Filters * channels,
 				}
 				p.run()
 			}
 		}
 	}
+	g.held = 0
 }
 
 // join is joinPixels, of float32 too.

@@ -25,6 +25,8 @@ type Conv struct {
 	xPairs []float32 // operands of the weight gradient as pairs of bfloat16
 	dPairs []float32
 	strip  []float32 // lines of a result, before they are rounded
+	block  *scratch  // the same, by AMX
+	zeros  []float32 // a bias
 	taps   *tapGradient
 }
 
@@ -165,12 +167,22 @@ func (c *Conv) Forward(y, x, w, bias []float32, rows int, relu bool) {
 			c.rows(y[r*out:], 0, c.OutHeight)
 			continue
 		}
+		if c.finishes() {
+			c.image.finish = finish{out: y[r*out:], line: line / 2, row: c.Filters / 2, relu: relu}
+			c.rows(nil, 0, c.OutHeight)
+			continue
+		}
 		for oy, n := 0, c.some(1, line); oy < c.OutHeight; oy += n {
 			n := min(n, c.OutHeight-oy)
 			c.rows(c.strip, oy, n)
 			roundMasked(y[r*out+oy*line/2:], c.strip[:n*line], nil, relu)
 		}
 	}
+}
+
+// finishes says whether AMX rounds the results, or pools them.
+func (c *Conv) finishes() bool {
+	return c.tiled() && c.packs() && c.Filters%stripWidth == 0 && c.Kernel*c.Channels%(2*tileSide) == 0
 }
 
 // some is how many lines of so many floats, a multiple of unit, are worked on at a
@@ -216,8 +228,18 @@ func (c *Conv) over(image []float32, width, channels int, w, bias []float32, rel
 // at least two where AMX takes two at a time.
 func (c *Conv) rows(y []float32, oy, n int) {
 	unit := 1
-	if c.image.tiled() && c.image.m <= tileSide {
+	if c.image.finish.places != nil || c.image.tiled() && c.image.m <= tileSide {
 		unit = 2
+	}
+	if c.image.finishes() {
+		if c.block == nil {
+			c.block = new(scratch)
+		}
+		c.image.finish.scratch = c.block
+		if c.image.bias == nil {
+			c.zeros = grow(c.zeros, c.image.n)
+			c.image.bias = c.zeros
+		}
 	}
 	first, end := oy, oy+n
 	under := func(oy int) (lo, hi int) { // of the rows of filters over a unit
@@ -231,7 +253,14 @@ func (c *Conv) rows(y []float32, oy, n int) {
 		p.segments = hi - lo
 		p.a = p.a[(oy*c.Stride+lo)*c.width:]
 		p.b = p.b[lo*p.bSegment:]
-		p.c = y[(oy-first)*p.cLine:]
+		switch {
+		case p.finish.places != nil:
+			p.finish = p.finish.from((oy-first)/2, 0)
+		case p.finishes():
+			p.finish = p.finish.from(oy-first, 0)
+		default:
+			p.c = y[(oy-first)*p.cLine:]
+		}
 		for same := true; same; {
 			p.lines += min(unit, end-oy)
 			oy += unit
@@ -383,6 +412,11 @@ func (c *Conv) weave(dx, mask []float32) {
 	if !c.PairsIn {
 		lines(dx, 0, first.OutHeight)
 		maskInput(dx, mask)
+		return
+	}
+	if len(parts) == 1 && first.finishes() {
+		first.image.finish = finish{out: dx, line: image.cLine / 2, row: image.cRow / 2, mask: mask}
+		first.rows(nil, 0, first.OutHeight)
 		return
 	}
 	line := image.cLine
@@ -767,6 +801,12 @@ func (p *ConvPool) Forward(y, x, w, bias []float32, rows int, relu bool) {
 	step := p.some(p.Size, line) / p.Size
 	for r := range rows {
 		p.load(x[r*in:][:in], w, bias, relu && !p.PairsOut) // its pool clamps pairs
+		if p.PairsOut && p.finishes() {
+			p.image.m = p.OutWidth / 2 * 2
+			p.image.finish = finish{out: y[r*out/2:], line: row / 2, row: p.Filters / 2, places: p.places[r*out:]}
+			p.rows(nil, 0, p.OutHeight/2*2)
+			continue
+		}
 		for py := 0; py < p.OutHeight/p.Size; py += step {
 			n := min(step, p.OutHeight/p.Size-py)
 			p.rows(p.strip, py*p.Size, n*p.Size)

@@ -395,22 +395,37 @@ func avx2_6x1m(t *[14]uintptr)
 func avx2_6x2(t *[14]uintptr)
 
 //go:noescape
-func amx_1x1(t *[34]uintptr)
+func amx_1x1(t *[47]uintptr)
 
 //go:noescape
-func amx_1x2(t *[34]uintptr)
+func amx_1x2(t *[47]uintptr)
 
 //go:noescape
-func amx_1x3(t *[34]uintptr)
+func amx_1x3(t *[47]uintptr)
 
 //go:noescape
-func amx_1x4(t *[34]uintptr)
+func amx_1x4(t *[47]uintptr)
 
 //go:noescape
-func amx_2x1(t *[34]uintptr)
+func amx_1x2_rounded(t *[47]uintptr)
 
 //go:noescape
-func amx_2x2(t *[34]uintptr)
+func amx_1x2_masked(t *[47]uintptr)
+
+//go:noescape
+func amx_2x1(t *[47]uintptr)
+
+//go:noescape
+func amx_2x2(t *[47]uintptr)
+
+//go:noescape
+func amx_2x2_rounded(t *[47]uintptr)
+
+//go:noescape
+func amx_2x2_masked(t *[47]uintptr)
+
+//go:noescape
+func amx_2x2_pooled(t *[47]uintptr)
 
 // addVectors adds src to dst.
 //

@@ -59,9 +59,12 @@ func main() {
 	}
 	for rows := 1; rows <= 2; rows++ {
 		for columns := 1; columns <= 4/rows; columns++ {
-			tiles(rows, columns)
+			tiles(rows, columns, stored)
 		}
+		tiles(rows, 2, rounded)
+		tiles(rows, 2, masked)
 	}
+	tiles(2, 2, pooled)
 	elementwise()
 	turns()
 	halves()
@@ -587,22 +590,7 @@ func pools() {
 		VPTERNLOGD(Imm(0xff), Z14, Z14, Z14) // -1
 		VPXORD(Z10, Z10, Z10)
 	}, func() {
-		VMOVUPS(taps[0], Z0)
-		VMOVDQA32(Z10, Z1)
-		for tap := 1; tap < 4; tap++ {
-			VMOVUPS(taps[tap], Z2)
-			VCMPPS(Imm(0x1e), Z0, Z2, K1)
-			VCMPPS(Imm(0x03), Z2, Z2, K2)
-			KORW(K1, K2, K1)
-			VMOVAPS(Z2, K1, Z0)
-			VMOVDQA32(zmm[10+tap], K1, Z1)
-		}
-		VCMPPS(Imm(0x1a), Z10, Z0, K1)
-		VMOVDQA32(Z14, K1, Z1)
-		VMAXPS(Z0, Z10, Z0) // the second source is the answer where one is NaN
-		roundOne(0, 0)
-		VMOVDQU(Y0, Mem{Base: RDI})
-		VPMOVDB(Z1, Mem{Base: RDX})
+		window(taps, Mem{Base: RDI}, Mem{Base: RDX}, nil)
 	})
 
 	TEXT("unpoolHalves", NOSPLIT, "func(image, dy *float32, which *int8, pixels, vectors, line int)")

@@ -156,7 +156,7 @@ func (p *product) check() {
 	}
 	c := lines*p.cLine + (p.m-1)*p.cRow + p.n - 1
 	if p.finishes() {
-		if p.finish.check(p.lines, p.m, p.n); !p.tiled() || p.bias == nil || p.n%stripWidth != 0 || p.steps%tileSide != 0 {
+		if p.finish.check(p.lines, p.m, p.n); !p.tiled() || p.bias == nil || p.n%stripWidth != 0 || p.steps > tileSide && p.steps%tileSide != 0 {
 			panic("kernel: only AMX finishes whole strips")
 		}
 		c = -1

@@ -19077,6 +19077,62 @@ step:
 	ADDQ    $0x80, R11
 	ADDQ    296(DI), AX
 	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
 
 beside:
 	ADDQ 128(DI), SI
@@ -19241,6 +19297,78 @@ step:
 	LONG        $0x40
 	LONG        $0x5c4ae2c4
 	BYTE        $0xcc
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
 	TESTQ       R10, R10
 	JZ          beside
 	VMOVUPS     (R11), Z0
@@ -19815,6 +19943,62 @@ step:
 	ADDQ    $0x80, R11
 	ADDQ    296(DI), AX
 	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
 
 beside:
 	ADDQ 128(DI), SI
@@ -20000,6 +20184,78 @@ step:
 	BYTE        $0xcc
 	LONG        $0x5c42e2c4
 	BYTE        $0xdd
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
 	TESTQ       R10, R10
 	JZ          beside
 	VMOVUPS     (R11), Z0

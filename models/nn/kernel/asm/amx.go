@@ -79,7 +79,7 @@ func (f finish) String() string { return []string{"", "_rounded", "_masked", "_p
 
 // each is how many rows or windows of the block before are finished beside each step
 // of a product: AVX-512 has nothing else to do then.
-func (f finish) each() int { return []int{0, 4, 4, 1}[f] }
+func (f finish) each() int { return []int{0, 8, 8, 1}[f] }
 
 // tiles writes the micro-kernel for rows x columns tiles of c.
 func tiles(rows, columns int, end finish) {

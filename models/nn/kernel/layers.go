@@ -566,7 +566,8 @@ func (c *Conv) addWeights(dw, dbias, x, dy []float32, rows int) {
 	}
 	for r := range rows {
 		if c.tiled() {
-			c.tapGradient().add(dw, dbias, x[r*in:][:in], dy[r*out:][:out])
+			c.tapGradient().load(dbias, dy[r*out:][:out])
+			c.tapGradient().add(dw, x[r*in:][:in])
 		} else {
 			c.addWeight(dw, dbias, x[r*in:][:in], dy[r*out:][:out])
 		}
@@ -640,7 +641,6 @@ type Dense struct {
 	pairs, dPairs []float32 // operands as pairs of bfloat16
 	turned        []float32 // an operand, transposed
 	strip         []float32 // columns of a result, before they are rounded
-	ones          []float32
 }
 
 // Arranged makes Dense a Packer, with Pack.
@@ -746,7 +746,7 @@ func (d *Dense) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
 	p.run()
 	if d.PairsOut {
 		clear(dbias[:d.Units])
-		sumPairs(dbias[:d.Units], d.dPairs, p.steps, &d.ones)
+		sumPairs(dbias[:d.Units], dy, nil, rows)
 	} else {
 		sumRows(dbias[:d.Units], dy[:rows*d.Units])
 	}
@@ -939,16 +939,17 @@ func (p *ConvPool) BackwardInput(dx, dy, turned, mask []float32, rows int) {
 
 // BackwardWeight computes dw and dbias, summed over the rows.
 func (p *ConvPool) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
-	in, out := p.sizes()
-	step := p.together()
+	in, _ := p.sizes()
 	p.beginWeight(dw, dbias)
-	for r := 0; r < rows; r += step {
-		n := min(step, rows-r)
-		if p.PairsOut {
-			p.dz = grow(p.dz, out)
-			p.unpooledPairs(p.dz, dy, r, p.OutWidth, p.Filters/2)
-			p.addWeights(dw, dbias, x[r*in:], p.dz, n)
-		} else {
+	if out := p.windows(); p.PairsOut {
+		for r := range rows {
+			p.tapGradient().loadPooled(dbias, dy[r*out/2:], p.places[r*out:][:out])
+			p.tapGradient().add(dw, x[r*in:][:in])
+		}
+	} else {
+		step := p.together()
+		for r := 0; r < rows; r += step {
+			n := min(step, rows-r)
 			p.addWeights(dw, dbias, x[r*in:], p.unpooled(dy, r, n), n)
 		}
 	}

@@ -21719,6 +21719,184 @@ vector:
 	VZEROUPPER
 	RET
 
+// func unpoolJoined(top *float32, dy *float32, which *int8, windows int, vectors int, line int)
+// Requires: AVX, AVX512F
+TEXT ·unpoolJoined(SB), NOSPLIT, $0-48
+	MOVQ         top+0(FP), DI
+	MOVQ         dy+8(FP), SI
+	MOVQ         which+16(FP), DX
+	MOVQ         windows+24(FP), CX
+	MOVQ         vectors+32(FP), BX
+	MOVQ         line+40(FP), R8
+	IMULQ        BX, CX
+	MOVQ         $0x0000000000000001, AX
+	VPBROADCASTD AX, Z11
+	MOVQ         $0x0000000000000002, AX
+	VPBROADCASTD AX, Z12
+	MOVQ         $0x0000000000000003, AX
+	VPBROADCASTD AX, Z13
+	VPXORD       Z10, Z10, Z10
+
+vector:
+	VPMOVSXBD   (DX), Z0
+	VPMOVZXWD   (SI), Z1
+	VPSLLD      $0x10, Z1, Z2
+	VPCMPEQD    Z10, Z0, K1
+	VPCMPEQD    Z11, Z0, K2
+	VMOVDQA32.Z Z1, K1, Z3
+	VPORD       Z2, Z3, K2, Z3
+	VMOVDQU32   Z3, (DI)
+	ADDQ        R8, DI
+	VPCMPEQD    Z12, Z0, K1
+	VPCMPEQD    Z13, Z0, K2
+	VMOVDQA32.Z Z1, K1, Z3
+	VPORD       Z2, Z3, K2, Z3
+	VMOVDQU32   Z3, (DI)
+	SUBQ        R8, DI
+	ADDQ        $0x40, DI
+	ADDQ        $0x20, SI
+	ADDQ        $0x10, DX
+	DECQ        CX
+	JNZ         vector
+	VZEROUPPER
+	RET
+
+// func sumHalves(sum *float32, src *float32, which *int8, rows int, n int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VL, CMOV
+TEXT ·sumHalves(SB), NOSPLIT, $0-40
+	MOVQ sum+0(FP), DI
+	MOVQ src+8(FP), SI
+	MOVQ which+16(FP), DX
+	MOVQ n+32(FP), R8
+	LEAQ (R8)(R8*1), R9
+	MOVQ R8, R10
+
+sixteen:
+	MOVQ      $0x0000000000000010, R11
+	CMPQ      R10, R11
+	CMOVQLT   R10, R11
+	MOVQ      $0x0000000000000001, AX
+	MOVQ      R11, CX
+	SHLQ      CL, AX
+	DECQ      AX
+	KMOVW     AX, K1
+	VMOVUPS.Z (DI), K1, Z4
+	VPXORD    Z5, Z5, Z5
+	VPXORD    Z6, Z6, Z6
+	VPXORD    Z7, Z7, Z7
+	MOVQ      SI, R12
+	MOVQ      DX, R13
+	MOVQ      rows+24(FP), BX
+	TESTQ     R13, R13
+	JZ        all
+
+places:
+	CMPQ        BX, $0x04
+	JLT         places_done
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VMOVDQU8.Z  (R13), K1, X1
+	VPMOVB2M    X1, K2
+	KNOTW       K2, K2
+	VADDPS      Z0, Z4, K2, Z4
+	ADDQ        R8, R13
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VMOVDQU8.Z  (R13), K1, X1
+	VPMOVB2M    X1, K2
+	KNOTW       K2, K2
+	VADDPS      Z0, Z5, K2, Z5
+	ADDQ        R8, R13
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VMOVDQU8.Z  (R13), K1, X1
+	VPMOVB2M    X1, K2
+	KNOTW       K2, K2
+	VADDPS      Z0, Z6, K2, Z6
+	ADDQ        R8, R13
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VMOVDQU8.Z  (R13), K1, X1
+	VPMOVB2M    X1, K2
+	KNOTW       K2, K2
+	VADDPS      Z0, Z7, K2, Z7
+	ADDQ        R8, R13
+	SUBQ        $0x04, BX
+	JMP         places
+
+places_done:
+place:
+	CMPQ        BX, $0x01
+	JLT         place_done
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VMOVDQU8.Z  (R13), K1, X1
+	VPMOVB2M    X1, K2
+	KNOTW       K2, K2
+	VADDPS      Z0, Z4, K2, Z4
+	ADDQ        R8, R13
+	SUBQ        $0x01, BX
+	JMP         place
+
+place_done:
+	JMP added
+
+all:
+	CMPQ        BX, $0x04
+	JLT         all_done
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VADDPS      Z0, Z4, Z4
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VADDPS      Z0, Z5, Z5
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VADDPS      Z0, Z6, Z6
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VADDPS      Z0, Z7, Z7
+	SUBQ        $0x04, BX
+	JMP         all
+
+all_done:
+one:
+	CMPQ        BX, $0x01
+	JLT         one_done
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VADDPS      Z0, Z4, Z4
+	SUBQ        $0x01, BX
+	JMP         one
+
+one_done:
+added:
+	VADDPS  Z5, Z4, Z4
+	VADDPS  Z7, Z6, Z6
+	VADDPS  Z6, Z4, Z4
+	VMOVUPS Z4, K1, (DI)
+	ADDQ    $0x40, DI
+	ADDQ    $0x20, SI
+	TESTQ   DX, DX
+	JZ      next
+	ADDQ    $0x10, DX
+
+next:
+	SUBQ R11, R10
+	JNZ  sixteen
+	VZEROUPPER
+	RET
+
 DATA spreadInputsConstants<>+0(SB)/4, $0x40800000
 DATA spreadInputsConstants<>+4(SB)/4, $0x40a00000
 GLOBL spreadInputsConstants<>(SB), RODATA|NOPTR, $8

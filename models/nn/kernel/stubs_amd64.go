@@ -502,6 +502,16 @@ func poolHalves(y *float32, which *int8, strip *float32, pixels int, vectors int
 //go:noescape
 func unpoolHalves(image *float32, dy *float32, which *int8, pixels int, vectors int, line int)
 
+// unpoolJoined makes of dy, 16 channels at a time, pairs of the pixels of windows: of the places 0 and 1 in top, 2 and 3 line bytes on; 0 elsewhere.
+//
+//go:noescape
+func unpoolJoined(top *float32, dy *float32, which *int8, windows int, vectors int, line int)
+
+// sumHalves adds to n floats rows of as many bfloat16, but those whose place, unless which is nil, is negative.
+//
+//go:noescape
+func sumHalves(sum *float32, src *float32, which *int8, rows int, n int)
+
 //go:noescape
 func spreadInputs(dst *float32, src *float32, dstRow int, dstColumn int, srcRow int, srcColumn int, vectors int)
 

@@ -162,6 +162,48 @@ func leaves(known templates) map[string]*wfv1.Template {
 	return found
 }
 
+// What is remembered of a step was made of all the same: an input that is not in
+// the key would give what was made of another. Only the tag is none of them, which
+// says where the result goes. What a name stands for, such as a model of the zoo,
+// is in the image: that is in the key too, wherever kustomize has it from.
+func TestMemoizedIsWhatWouldBeMade(t *testing.T) {
+	for _, folder := range []string{"base", "overlays/kind", "overlays/production", "overlays/kserve"} {
+		memoized := 0
+		for name, tmpl := range leaves(all(build(t, folder))) {
+			if tmpl.Memoize == nil {
+				continue
+			}
+			memoized++
+			if p := tmpl.Inputs.GetParameterByName("runner"); p == nil || p.Default == nil || p.Default.String() != tmpl.Container.Image {
+				t.Errorf("%s: %s: the runner in its key is not %s: %v", folder, name, tmpl.Container.Image, p)
+			}
+			key := func(changed string) string {
+				var arguments wfv1.Arguments
+				for _, p := range tmpl.Inputs.Parameters {
+					value := "one"
+					if p.Name == changed {
+						value = "another"
+					}
+					arguments.Parameters = append(arguments.Parameters, wfv1.Parameter{Name: p.Name, Value: wfv1.AnyStringPtr(value)})
+				}
+				got, err := common.ProcessArgs(tmpl, &arguments, globals, common.Parameters{}, false, "temper", nil)
+				if err != nil {
+					t.Fatalf("%s: %v", name, err)
+				}
+				return got.Memoize.Key
+			}
+			for _, p := range tmpl.Inputs.Parameters {
+				if same := key(p.Name) == key(""); same != (p.Name == "tag") {
+					t.Errorf("%s: another %s gives the same key: %v", name, p.Name, same)
+				}
+			}
+		}
+		if memoized != 4 {
+			t.Errorf("%s: %d steps are memoized", folder, memoized)
+		}
+	}
+}
+
 // admits says whether the shipped admission policy takes a value for the
 // parameter "definition" of robustify; its expressions are evaluated here.
 func admits(t *testing.T, docs []lint.Document, value string) bool {

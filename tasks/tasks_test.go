@@ -374,6 +374,11 @@ func TestAPushRunsThePipelinesOfWhatItChanged(t *testing.T) {
 					t.Errorf("%s: gives its pipeline no workspace %s", run.Name, w.Name)
 				}
 			}
+			for _, w := range run.Spec.Workspaces {
+				if w.VolumeClaimTemplate != nil && run.Annotations["tekton.dev/auto-cleanup-pvc"] != "true" {
+					t.Errorf("%s: the claim of %s outlives it", run.Name, w.Name)
+				}
+			}
 			for _, s := range run.Spec.TaskRunSpecs {
 				if !slices.ContainsFunc(pipeline.Spec.Tasks, func(task pipelinev1.PipelineTask) bool { return task.Name == s.PipelineTaskName }) {
 					t.Errorf("%s: its pipeline has no task %s", run.Name, s.PipelineTaskName)

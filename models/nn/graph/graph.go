@@ -108,6 +108,7 @@ func (a *Attack) Ascend(x []float32, n, steps int, loss nn.Loss, move func(step,
 // now.
 func (a *Attack) Parts() []nn.Model {
 	a.prepare()
+	a.forward[0].Refresh()
 	var parts []nn.Model
 	for i := range a.machines {
 		parts = append(parts, &part{a.engine, i})
@@ -234,17 +235,17 @@ func newEngine(net *nn.Network, batch int, training, fast bool) (*engine, error)
 	if training && len(e.gradient) == 0 {
 		return nil, fmt.Errorf("network %q has no parameters to train", net.Name)
 	}
+	forward, err := nn.NewForward(net, e.piece)
+	if err != nil {
+		return nil, err
+	}
 	for range min(pieces, runtime.GOMAXPROCS(0)) {
 		m, err := e.compile()
 		if err != nil {
 			return nil, fmt.Errorf("network %q: %w", net.Name, err)
 		}
 		e.machines = append(e.machines, m)
-		f, err := nn.NewForward(net, e.piece)
-		if err != nil {
-			return nil, err
-		}
-		e.forward = append(e.forward, f)
+		e.forward = append(e.forward, forward.Another())
 	}
 	e.failed = make([]error, len(e.machines))
 	return e, nil
@@ -256,8 +257,10 @@ func (e *engine) arithmetic(layer int) kernel.Weighted {
 	if pooled := e.net.ConvPool(layer); pooled != nil {
 		weighted = pooled
 	}
-	if weighted != nil && e.fast {
+	if e.fast {
 		kernel.UseFast(weighted)
+	} else {
+		kernel.UseWinograd(weighted)
 	}
 	return weighted
 }
@@ -283,6 +286,8 @@ func (e *engine) run(x []float32, n, times int, loss nn.Loss, move func(step, lo
 	}
 	if loss != nil {
 		e.prepare()
+	} else {
+		e.forward[0].Refresh()
 	}
 	return e.each((n+e.piece-1)/e.piece, func(worker, piece int) error {
 		lo := piece * e.piece

@@ -9,7 +9,7 @@ import "math"
 // float32 between layers, and are rounded on their way into a product.
 
 // Packer is a Weighted whose Forward takes its weights as Pack returns them: w
-// itself, or w arranged in packed. Pack needs to be called once for each new set of
+// itself, or w arranged in packed, which Winograd's algorithm makes room for. Pack needs to be called once for each new set of
 // weights. Arranged is the length of packed, and of Turn's turned.
 type Packer interface {
 	Weighted
@@ -31,11 +31,22 @@ func UseBF16(layer Weighted) {
 // algorithm where that is the fastest, and otherwise UseBF16 where the path has
 // bfloat16.
 func UseFast(layer Weighted) {
-	if conv := convolution(layer); conv != nil && conv.suitsWinograd() {
-		conv.Winograd = true
-	} else if HasBF16() {
+	if path != "amx" && UseWinograd(layer) {
+		return
+	}
+	if HasBF16() {
 		UseBF16(layer)
 	}
+}
+
+// UseWinograd makes a layer compute by Winograd's algorithm, of float32, if it is a
+// convolution of which that is the fastest way, and says whether it is.
+func UseWinograd(layer Weighted) bool {
+	conv := convolution(layer)
+	if conv != nil {
+		conv.Winograd = conv.suitsWinograd()
+	}
+	return conv != nil && conv.Winograd
 }
 
 // convolution is that of a layer, nil for one without.

@@ -284,19 +284,20 @@ func (e *engine) run(x []float32, n, times int, loss nn.Loss, move func(step, lo
 	if err := e.fits(x, n, e.batch); err != nil {
 		return err
 	}
-	if loss != nil {
-		e.prepare()
-	} else {
+	if loss == nil {
 		e.forward[0].Refresh()
+		return e.each((n+minPiece-1)/minPiece, func(worker, piece int) error {
+			lo := piece * minPiece
+			hi := min(lo+minPiece, n)
+			copy(e.logits[lo*e.classes:], e.forward[worker].Logits(x[lo*e.size:hi*e.size], hi-lo))
+			return nil
+		})
 	}
+	e.prepare()
 	return e.each((n+e.piece-1)/e.piece, func(worker, piece int) error {
 		lo := piece * e.piece
 		hi := min(lo+e.piece, n)
 		rows := x[lo*e.size : hi*e.size]
-		if loss == nil {
-			copy(e.logits[lo*e.classes:], e.forward[worker].Logits(rows, hi-lo))
-			return nil
-		}
 		for step := range times {
 			e.machines[worker].run(rows, piece, lo, hi, loss)
 			if move == nil {

@@ -98,7 +98,7 @@ func (p *product) run() {
 		return
 	}
 	p.check()
-	if p.lines > 1 && (p.aStep != 1 || !p.tiled()) {
+	if p.lines > 1 && p.aStep != 1 && p.tiled() { // which are transposed one by one
 		line := *p
 		line.lines = 1
 		for l := range p.lines {
@@ -144,8 +144,9 @@ func (p *product) check() {
 }
 
 func (p *product) portable() {
-	for i := range p.m {
-		c := p.c[i*p.cRow:][:p.n]
+	for at := range max(1, p.lines) * p.m {
+		l, i := at/p.m, at%p.m
+		c := p.c[l*p.cLine+i*p.cRow:][:p.n]
 		switch {
 		case p.add:
 		case p.bias != nil:
@@ -154,7 +155,7 @@ func (p *product) portable() {
 			clear(c)
 		}
 		for s := range p.segments {
-			a, b := s*p.aSegment+i*p.aRow, s*p.bSegment
+			a, b := l*p.aLine+s*p.aSegment+i*p.aRow, s*p.bSegment
 			for range p.steps {
 				if p.pairs {
 					v0, v1 := split(p.a[a])

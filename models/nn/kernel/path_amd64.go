@@ -37,6 +37,8 @@ type tile struct {
 	cRow               uintptr
 	mask               uintptr // avx512: bits of the columns in use; avx2: address of 8 lanes
 	flags              uintptr // 1: add to c; 2: clamp at 0
+	lines              uintptr // the micro-kernel counts them down, and moves a and c on
+	aLine, cLine       uintptr
 }
 
 // lanes holds a mask of k leading lanes at lanes[8-k].
@@ -104,6 +106,7 @@ func (p *product) vectors(set set) {
 		bStep: uintptr(p.bStep) * float,
 		bNext: uintptr(p.bSegment-p.steps*p.bStep) * float,
 		cRow:  uintptr(p.cRow) * float,
+		aLine: uintptr(p.aLine) * float, cLine: uintptr(p.cLine) * float,
 	}
 	if p.add {
 		t.flags |= 1
@@ -129,7 +132,8 @@ func (p *product) vectors(set set) {
 			next := p.m * (n + 1) / tiles // tiles of even height: none is left with a row or two
 			t.a = unsafe.Pointer(&p.a[i*p.aRow])
 			t.c = unsafe.Pointer(&p.c[i*p.cRow+j])
-			micro(set, next-i, vectors, masked, (*[14]uintptr)(unsafe.Pointer(&t)))
+			t.lines = uintptr(max(1, p.lines))
+			micro(set, next-i, vectors, masked, (*[17]uintptr)(unsafe.Pointer(&t)))
 			i = next
 		}
 		j += columns

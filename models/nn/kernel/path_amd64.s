@@ -4,15 +4,17 @@
 
 #include "textflag.h"
 
-// func avx512_1x1(t *[14]uintptr)
+// func avx512_1x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -59,10 +61,19 @@ store:
 	MOVQ    16(DI), AX
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_1x1m(t *[14]uintptr)
+// func avx512_1x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -70,12 +81,14 @@ TEXT ·avx512_1x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -121,18 +134,29 @@ store:
 	MOVQ    16(DI), AX
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x1(t *[14]uintptr)
+// func bf16_1x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -180,10 +204,19 @@ store:
 	MOVQ    16(DI), AX
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x1m(t *[14]uintptr)
+// func bf16_1x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -191,12 +224,14 @@ TEXT ·bf16_1x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -243,18 +278,29 @@ store:
 	MOVQ    16(DI), AX
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_1x2(t *[14]uintptr)
+// func avx512_1x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -308,10 +354,19 @@ store:
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_1x2m(t *[14]uintptr)
+// func avx512_1x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -319,12 +374,14 @@ TEXT ·avx512_1x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -377,18 +434,29 @@ store:
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x2(t *[14]uintptr)
+// func bf16_1x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -444,10 +512,19 @@ store:
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x2m(t *[14]uintptr)
+// func bf16_1x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -455,12 +532,14 @@ TEXT ·bf16_1x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -515,18 +594,29 @@ store:
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x1(t *[14]uintptr)
+// func avx512_2x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -582,10 +672,19 @@ store:
 	VMOVUPS Z0, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x1m(t *[14]uintptr)
+// func avx512_2x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -593,12 +692,14 @@ TEXT ·avx512_2x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -653,18 +754,29 @@ store:
 	VMOVUPS Z0, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z1, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x1(t *[14]uintptr)
+// func bf16_2x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -722,10 +834,19 @@ store:
 	VMOVUPS Z0, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x1m(t *[14]uintptr)
+// func bf16_2x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -733,12 +854,14 @@ TEXT ·bf16_2x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -795,18 +918,29 @@ store:
 	VMOVUPS Z0, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z1, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x2(t *[14]uintptr)
+// func avx512_2x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -875,10 +1009,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z2, (AX)
 	VMOVUPS Z3, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x2m(t *[14]uintptr)
+// func avx512_2x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -886,12 +1029,14 @@ TEXT ·avx512_2x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -959,18 +1104,29 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z2, K1, (AX)
 	VMOVUPS Z3, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x2(t *[14]uintptr)
+// func bf16_2x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1043,10 +1199,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z2, (AX)
 	VMOVUPS Z3, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x2m(t *[14]uintptr)
+// func bf16_2x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1054,12 +1219,14 @@ TEXT ·bf16_2x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -1131,18 +1298,29 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z2, K1, (AX)
 	VMOVUPS Z3, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x1(t *[14]uintptr)
+// func avx512_3x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1207,10 +1385,19 @@ store:
 	VMOVUPS Z1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z2, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x1m(t *[14]uintptr)
+// func avx512_3x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1218,12 +1405,14 @@ TEXT ·avx512_3x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -1287,18 +1476,29 @@ store:
 	VMOVUPS Z1, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z2, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x1(t *[14]uintptr)
+// func bf16_3x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1366,10 +1566,19 @@ store:
 	VMOVUPS Z1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z2, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x1m(t *[14]uintptr)
+// func bf16_3x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1377,12 +1586,14 @@ TEXT ·bf16_3x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -1449,18 +1660,29 @@ store:
 	VMOVUPS Z1, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z2, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x2(t *[14]uintptr)
+// func avx512_3x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1544,10 +1766,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z4, (AX)
 	VMOVUPS Z5, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x2m(t *[14]uintptr)
+// func avx512_3x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1555,12 +1786,14 @@ TEXT ·avx512_3x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -1643,18 +1876,29 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z4, K1, (AX)
 	VMOVUPS Z5, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x2(t *[14]uintptr)
+// func bf16_3x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1744,10 +1988,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z4, (AX)
 	VMOVUPS Z5, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x2m(t *[14]uintptr)
+// func bf16_3x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1755,12 +2008,14 @@ TEXT ·bf16_3x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -1849,19 +2104,30 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z4, K1, (AX)
 	VMOVUPS Z5, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x1(t *[14]uintptr)
+// func avx512_4x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1935,10 +2201,19 @@ store:
 	VMOVUPS Z2, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z3, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x1m(t *[14]uintptr)
+// func avx512_4x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1946,13 +2221,15 @@ TEXT ·avx512_4x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -2025,19 +2302,30 @@ store:
 	VMOVUPS Z2, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z3, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x1(t *[14]uintptr)
+// func bf16_4x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -2115,10 +2403,19 @@ store:
 	VMOVUPS Z2, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z3, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x1m(t *[14]uintptr)
+// func bf16_4x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2126,13 +2423,15 @@ TEXT ·bf16_4x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -2209,19 +2508,30 @@ store:
 	VMOVUPS Z2, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z3, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x2(t *[14]uintptr)
+// func avx512_4x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -2320,10 +2630,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z6, (AX)
 	VMOVUPS Z7, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x2m(t *[14]uintptr)
+// func avx512_4x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2331,13 +2650,15 @@ TEXT ·avx512_4x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -2435,19 +2756,30 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z6, K1, (AX)
 	VMOVUPS Z7, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x2(t *[14]uintptr)
+// func bf16_4x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -2554,10 +2886,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z6, (AX)
 	VMOVUPS Z7, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x2m(t *[14]uintptr)
+// func bf16_4x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2565,13 +2906,15 @@ TEXT ·bf16_4x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -2677,19 +3020,30 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z6, K1, (AX)
 	VMOVUPS Z7, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x1(t *[14]uintptr)
+// func avx512_5x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -2772,10 +3126,19 @@ store:
 	VMOVUPS Z3, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z4, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x1m(t *[14]uintptr)
+// func avx512_5x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2783,13 +3146,15 @@ TEXT ·avx512_5x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -2871,19 +3236,30 @@ store:
 	VMOVUPS Z3, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z4, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x1(t *[14]uintptr)
+// func bf16_5x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -2971,10 +3347,19 @@ store:
 	VMOVUPS Z3, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z4, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x1m(t *[14]uintptr)
+// func bf16_5x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2982,13 +3367,15 @@ TEXT ·bf16_5x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -3075,19 +3462,30 @@ store:
 	VMOVUPS Z3, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z4, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x2(t *[14]uintptr)
+// func avx512_5x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -3201,10 +3599,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z8, (AX)
 	VMOVUPS Z9, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x2m(t *[14]uintptr)
+// func avx512_5x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3212,13 +3619,15 @@ TEXT ·avx512_5x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -3331,19 +3740,30 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z8, K1, (AX)
 	VMOVUPS Z9, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x2(t *[14]uintptr)
+// func bf16_5x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -3467,10 +3887,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z8, (AX)
 	VMOVUPS Z9, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x2m(t *[14]uintptr)
+// func bf16_5x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3478,13 +3907,15 @@ TEXT ·bf16_5x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -3607,20 +4038,31 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z8, K1, (AX)
 	VMOVUPS Z9, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x1(t *[14]uintptr)
+// func avx512_6x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -3712,10 +4154,19 @@ store:
 	VMOVUPS Z4, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z5, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x1m(t *[14]uintptr)
+// func avx512_6x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3723,14 +4174,16 @@ TEXT ·avx512_6x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -3821,20 +4274,31 @@ store:
 	VMOVUPS Z4, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z5, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x1(t *[14]uintptr)
+// func bf16_6x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -3932,10 +4396,19 @@ store:
 	VMOVUPS Z4, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z5, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x1m(t *[14]uintptr)
+// func bf16_6x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3943,14 +4416,16 @@ TEXT ·bf16_6x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -4047,20 +4522,31 @@ store:
 	VMOVUPS Z4, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z5, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x2(t *[14]uintptr)
+// func avx512_6x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -4189,10 +4675,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z10, (AX)
 	VMOVUPS Z11, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x2m(t *[14]uintptr)
+// func avx512_6x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -4200,14 +4695,16 @@ TEXT ·avx512_6x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -4335,20 +4832,31 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z10, K1, (AX)
 	VMOVUPS Z11, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x2(t *[14]uintptr)
+// func bf16_6x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -4489,10 +4997,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z10, (AX)
 	VMOVUPS Z11, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x2m(t *[14]uintptr)
+// func bf16_6x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -4500,14 +5017,16 @@ TEXT ·bf16_6x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -4647,20 +5166,31 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z10, K1, (AX)
 	VMOVUPS Z11, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x1(t *[14]uintptr)
+// func avx512_7x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -4761,10 +5291,19 @@ store:
 	VMOVUPS Z5, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z6, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x1m(t *[14]uintptr)
+// func avx512_7x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -4772,14 +5311,16 @@ TEXT ·avx512_7x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -4879,20 +5420,31 @@ store:
 	VMOVUPS Z5, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z6, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x1(t *[14]uintptr)
+// func bf16_7x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -5000,10 +5552,19 @@ store:
 	VMOVUPS Z5, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z6, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x1m(t *[14]uintptr)
+// func bf16_7x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -5011,14 +5572,16 @@ TEXT ·bf16_7x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -5125,20 +5688,31 @@ store:
 	VMOVUPS Z5, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z6, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x2(t *[14]uintptr)
+// func avx512_7x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -5282,10 +5856,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z12, (AX)
 	VMOVUPS Z13, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x2m(t *[14]uintptr)
+// func avx512_7x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -5293,14 +5876,16 @@ TEXT ·avx512_7x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -5443,20 +6028,31 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z12, K1, (AX)
 	VMOVUPS Z13, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x2(t *[14]uintptr)
+// func bf16_7x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -5614,10 +6210,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z12, (AX)
 	VMOVUPS Z13, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x2m(t *[14]uintptr)
+// func bf16_7x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -5625,14 +6230,16 @@ TEXT ·bf16_7x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -5789,22 +6396,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z12, K1, (AX)
 	VMOVUPS Z13, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x1(t *[14]uintptr)
+// func avx512_8x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -5916,10 +6534,19 @@ store:
 	VMOVUPS Z6, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z7, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x1m(t *[14]uintptr)
+// func avx512_8x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -5927,16 +6554,18 @@ TEXT ·avx512_8x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -6047,22 +6676,33 @@ store:
 	VMOVUPS Z6, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z7, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x1(t *[14]uintptr)
+// func bf16_8x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -6182,10 +6822,19 @@ store:
 	VMOVUPS Z6, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z7, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x1m(t *[14]uintptr)
+// func bf16_8x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -6193,16 +6842,18 @@ TEXT ·bf16_8x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -6321,22 +6972,33 @@ store:
 	VMOVUPS Z6, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z7, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x2(t *[14]uintptr)
+// func avx512_8x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -6497,10 +7159,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z14, (AX)
 	VMOVUPS Z15, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x2m(t *[14]uintptr)
+// func avx512_8x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -6508,16 +7179,18 @@ TEXT ·avx512_8x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -6677,22 +7350,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z14, K1, (AX)
 	VMOVUPS Z15, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x2(t *[14]uintptr)
+// func bf16_8x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -6869,10 +7553,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z14, (AX)
 	VMOVUPS Z15, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x2m(t *[14]uintptr)
+// func bf16_8x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -6880,16 +7573,18 @@ TEXT ·bf16_8x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -7065,22 +7760,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z14, K1, (AX)
 	VMOVUPS Z15, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x1(t *[14]uintptr)
+// func avx512_9x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -7201,10 +7907,19 @@ store:
 	VMOVUPS Z7, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z8, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x1m(t *[14]uintptr)
+// func avx512_9x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -7212,16 +7927,18 @@ TEXT ·avx512_9x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -7341,22 +8058,33 @@ store:
 	VMOVUPS Z7, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z8, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x1(t *[14]uintptr)
+// func bf16_9x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -7486,10 +8214,19 @@ store:
 	VMOVUPS Z7, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z8, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x1m(t *[14]uintptr)
+// func bf16_9x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -7497,16 +8234,18 @@ TEXT ·bf16_9x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -7635,22 +8374,33 @@ store:
 	VMOVUPS Z7, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z8, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x2(t *[14]uintptr)
+// func avx512_9x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -7826,10 +8576,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z16, (AX)
 	VMOVUPS Z17, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x2m(t *[14]uintptr)
+// func avx512_9x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -7837,16 +8596,18 @@ TEXT ·avx512_9x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -8021,22 +8782,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z16, K1, (AX)
 	VMOVUPS Z17, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x2(t *[14]uintptr)
+// func bf16_9x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -8230,10 +9002,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z16, (AX)
 	VMOVUPS Z17, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x2m(t *[14]uintptr)
+// func bf16_9x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -8241,16 +9022,18 @@ TEXT ·bf16_9x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -8443,22 +9226,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z16, K1, (AX)
 	VMOVUPS Z17, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x1(t *[14]uintptr)
+// func avx512_10x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -8588,10 +9382,19 @@ store:
 	VMOVUPS Z8, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z9, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x1m(t *[14]uintptr)
+// func avx512_10x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -8599,16 +9402,18 @@ TEXT ·avx512_10x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -8737,22 +9542,33 @@ store:
 	VMOVUPS Z8, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z9, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x1(t *[14]uintptr)
+// func bf16_10x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -8892,10 +9708,19 @@ store:
 	VMOVUPS Z8, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z9, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x1m(t *[14]uintptr)
+// func bf16_10x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -8903,16 +9728,18 @@ TEXT ·bf16_10x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -9051,22 +9878,33 @@ store:
 	VMOVUPS Z8, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z9, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x2(t *[14]uintptr)
+// func avx512_10x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -9257,10 +10095,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z18, (AX)
 	VMOVUPS Z19, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x2m(t *[14]uintptr)
+// func avx512_10x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -9268,16 +10115,18 @@ TEXT ·avx512_10x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -9467,22 +10316,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z18, K1, (AX)
 	VMOVUPS Z19, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x2(t *[14]uintptr)
+// func bf16_10x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -9693,10 +10553,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z18, (AX)
 	VMOVUPS Z19, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x2m(t *[14]uintptr)
+// func bf16_10x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -9704,16 +10573,18 @@ TEXT ·bf16_10x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -9923,22 +10794,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z18, K1, (AX)
 	VMOVUPS Z19, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x1(t *[14]uintptr)
+// func avx512_11x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -10077,10 +10959,19 @@ store:
 	VMOVUPS Z9, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z10, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x1m(t *[14]uintptr)
+// func avx512_11x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -10088,16 +10979,18 @@ TEXT ·avx512_11x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -10235,22 +11128,33 @@ store:
 	VMOVUPS Z9, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z10, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x1(t *[14]uintptr)
+// func bf16_11x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -10400,10 +11304,19 @@ store:
 	VMOVUPS Z9, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z10, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x1m(t *[14]uintptr)
+// func bf16_11x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -10411,16 +11324,18 @@ TEXT ·bf16_11x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -10569,22 +11484,33 @@ store:
 	VMOVUPS Z9, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z10, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x2(t *[14]uintptr)
+// func avx512_11x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -10790,10 +11716,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z20, (AX)
 	VMOVUPS Z21, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x2m(t *[14]uintptr)
+// func avx512_11x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -10801,16 +11736,18 @@ TEXT ·avx512_11x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -11015,22 +11952,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z20, K1, (AX)
 	VMOVUPS Z21, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x2(t *[14]uintptr)
+// func bf16_11x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -11258,10 +12206,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z20, (AX)
 	VMOVUPS Z21, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x2m(t *[14]uintptr)
+// func bf16_11x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -11269,16 +12226,18 @@ TEXT ·bf16_11x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -11505,22 +12464,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z20, K1, (AX)
 	VMOVUPS Z21, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x1(t *[14]uintptr)
+// func avx512_12x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -11668,10 +12638,19 @@ store:
 	VMOVUPS Z10, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z11, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x1m(t *[14]uintptr)
+// func avx512_12x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -11679,16 +12658,18 @@ TEXT ·avx512_12x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -11835,22 +12816,33 @@ store:
 	VMOVUPS Z10, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z11, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x1(t *[14]uintptr)
+// func bf16_12x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -12010,10 +13002,19 @@ store:
 	VMOVUPS Z10, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z11, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x1m(t *[14]uintptr)
+// func bf16_12x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -12021,16 +13022,18 @@ TEXT ·bf16_12x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -12189,22 +13192,33 @@ store:
 	VMOVUPS Z10, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z11, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x2(t *[14]uintptr)
+// func avx512_12x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -12425,10 +13439,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z22, (AX)
 	VMOVUPS Z23, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x2m(t *[14]uintptr)
+// func avx512_12x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -12436,16 +13459,18 @@ TEXT ·avx512_12x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -12665,22 +13690,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z22, K1, (AX)
 	VMOVUPS Z23, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x2(t *[14]uintptr)
+// func bf16_12x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -12925,10 +13961,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z22, (AX)
 	VMOVUPS Z23, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x2m(t *[14]uintptr)
+// func bf16_12x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -12936,16 +13981,18 @@ TEXT ·bf16_12x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -13189,22 +14236,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z22, K1, (AX)
 	VMOVUPS Z23, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x1(t *[14]uintptr)
+// func avx512_13x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -13361,10 +14419,19 @@ store:
 	VMOVUPS Z11, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z12, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x1m(t *[14]uintptr)
+// func avx512_13x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -13372,16 +14439,18 @@ TEXT ·avx512_13x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -13537,22 +14606,33 @@ store:
 	VMOVUPS Z11, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z12, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x1(t *[14]uintptr)
+// func bf16_13x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -13722,10 +14802,19 @@ store:
 	VMOVUPS Z11, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z12, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x1m(t *[14]uintptr)
+// func bf16_13x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -13733,16 +14822,18 @@ TEXT ·bf16_13x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -13911,22 +15002,33 @@ store:
 	VMOVUPS Z11, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z12, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x2(t *[14]uintptr)
+// func avx512_13x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -14162,10 +15264,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z24, (AX)
 	VMOVUPS Z25, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x2m(t *[14]uintptr)
+// func avx512_13x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -14173,16 +15284,18 @@ TEXT ·avx512_13x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -14417,22 +15530,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z24, K1, (AX)
 	VMOVUPS Z25, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x2(t *[14]uintptr)
+// func bf16_13x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -14694,10 +15818,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z24, (AX)
 	VMOVUPS Z25, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x2m(t *[14]uintptr)
+// func bf16_13x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -14705,16 +15838,18 @@ TEXT ·bf16_13x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -14975,22 +16110,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z24, K1, (AX)
 	VMOVUPS Z25, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x1(t *[14]uintptr)
+// func avx512_14x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -15156,10 +16302,19 @@ store:
 	VMOVUPS Z12, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z13, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x1m(t *[14]uintptr)
+// func avx512_14x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -15167,16 +16322,18 @@ TEXT ·avx512_14x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -15341,22 +16498,33 @@ store:
 	VMOVUPS Z12, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z13, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x1(t *[14]uintptr)
+// func bf16_14x1(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -15536,10 +16704,19 @@ store:
 	VMOVUPS Z12, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z13, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x1m(t *[14]uintptr)
+// func bf16_14x1m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -15547,16 +16724,18 @@ TEXT ·bf16_14x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -15735,22 +16914,33 @@ store:
 	VMOVUPS Z12, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z13, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x2(t *[14]uintptr)
+// func avx512_14x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -16001,10 +17191,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z26, (AX)
 	VMOVUPS Z27, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x2m(t *[14]uintptr)
+// func avx512_14x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -16012,16 +17211,18 @@ TEXT ·avx512_14x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -16271,22 +17472,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z26, K1, (AX)
 	VMOVUPS Z27, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x2(t *[14]uintptr)
+// func bf16_14x2(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -16565,10 +17777,19 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z26, (AX)
 	VMOVUPS Z27, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x2m(t *[14]uintptr)
+// func bf16_14x2m(t *[17]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -16576,16 +17797,18 @@ TEXT ·bf16_14x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -16863,18 +18086,29 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z26, K1, (AX)
 	VMOVUPS Z27, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_1x1(t *[14]uintptr)
+// func avx2_1x1(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -16921,21 +18155,32 @@ store:
 	MOVQ    16(DI), AX
 	MOVQ    88(DI), CX
 	VMOVUPS Y0, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_1x1m(t *[14]uintptr)
+// func avx2_1x1m(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_1x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -16981,18 +18226,29 @@ store:
 	MOVQ       16(DI), AX
 	MOVQ       88(DI), CX
 	VMASKMOVPS Y0, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_1x2(t *[14]uintptr)
+// func avx2_1x2(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17046,18 +18302,29 @@ store:
 	MOVQ    88(DI), CX
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_2x1(t *[14]uintptr)
+// func avx2_2x1(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17113,21 +18380,32 @@ store:
 	VMOVUPS Y0, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Y1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_2x1m(t *[14]uintptr)
+// func avx2_2x1m(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_2x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -17182,18 +18460,29 @@ store:
 	VMASKMOVPS Y0, Y15, (AX)
 	ADDQ       CX, AX
 	VMASKMOVPS Y1, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_2x2(t *[14]uintptr)
+// func avx2_2x2(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17262,18 +18551,29 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Y2, (AX)
 	VMOVUPS Y3, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_3x1(t *[14]uintptr)
+// func avx2_3x1(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_3x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17338,21 +18638,32 @@ store:
 	VMOVUPS Y1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Y2, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_3x1m(t *[14]uintptr)
+// func avx2_3x1m(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_3x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -17416,18 +18727,29 @@ store:
 	VMASKMOVPS Y1, Y15, (AX)
 	ADDQ       CX, AX
 	VMASKMOVPS Y2, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_3x2(t *[14]uintptr)
+// func avx2_3x2(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_3x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17511,19 +18833,30 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Y4, (AX)
 	VMOVUPS Y5, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_4x1(t *[14]uintptr)
+// func avx2_4x1(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_4x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17597,22 +18930,33 @@ store:
 	VMOVUPS Y2, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Y3, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_4x1m(t *[14]uintptr)
+// func avx2_4x1m(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_4x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	LEAQ    (R9)(R9*2), R10
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -17685,19 +19029,30 @@ store:
 	VMASKMOVPS Y2, Y15, (AX)
 	ADDQ       CX, AX
 	VMASKMOVPS Y3, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_4x2(t *[14]uintptr)
+// func avx2_4x2(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_4x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17796,19 +19151,30 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Y6, (AX)
 	VMOVUPS Y7, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_5x1(t *[14]uintptr)
+// func avx2_5x1(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_5x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17891,22 +19257,33 @@ store:
 	VMOVUPS Y3, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Y4, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_5x1m(t *[14]uintptr)
+// func avx2_5x1m(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_5x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	LEAQ    (R9)(R9*2), R10
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -17988,19 +19365,30 @@ store:
 	VMASKMOVPS Y3, Y15, (AX)
 	ADDQ       CX, AX
 	VMASKMOVPS Y4, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_5x2(t *[14]uintptr)
+// func avx2_5x2(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_5x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -18114,20 +19502,31 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Y8, (AX)
 	VMOVUPS Y9, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_6x1(t *[14]uintptr)
+// func avx2_6x1(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_6x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -18219,23 +19618,34 @@ store:
 	VMOVUPS Y4, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Y5, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_6x1m(t *[14]uintptr)
+// func avx2_6x1m(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_6x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	LEAQ    (R9)(R9*2), R10
 	LEAQ    (R9)(R9*4), R11
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -18326,20 +19736,31 @@ store:
 	VMASKMOVPS Y4, Y15, (AX)
 	ADDQ       CX, AX
 	VMASKMOVPS Y5, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_6x2(t *[14]uintptr)
+// func avx2_6x2(t *[17]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_6x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -18468,6 +19889,15 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Y10, (AX)
 	VMOVUPS Y11, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 

@@ -91,7 +91,7 @@ type product struct {
 
 // maxSteps bounds the steps of one pass over a single segment, so that the
 // strip of b in use (maxSteps x 32 floats) stays in the first-level cache.
-const maxSteps = 256
+const maxSteps = 128
 
 func (p *product) run() {
 	if p.m <= 0 || p.n <= 0 {

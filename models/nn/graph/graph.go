@@ -62,7 +62,7 @@ func NewTraining(net *nn.Network, batch int) (*Training, error) {
 }
 
 // NewFastAttack is NewAttack for training: what is behind a gradient is computed as
-// fast as the kernel path can (kernel.UseFast). Logits without a gradient stay exact.
+// fast as the kernel path can (kernel.UseFast). Logits without a gradient stay float32.
 func NewFastAttack(net *nn.Network, batch int) (*Attack, error) {
 	e, err := newEngine(net, batch, false, true)
 	return &Attack{e}, err
@@ -286,6 +286,7 @@ func (e *engine) run(x []float32, n, times int, loss nn.Loss, move func(step, lo
 	}
 	if loss == nil {
 		e.forward[0].Refresh()
+		// Nothing depends on the pieces here: small ones leave the cache to the weights.
 		return e.each((n+minPiece-1)/minPiece, func(worker, piece int) error {
 			lo := piece * minPiece
 			hi := min(lo+minPiece, n)

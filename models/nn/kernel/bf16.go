@@ -28,8 +28,8 @@ func UseBF16(layer Weighted) {
 }
 
 // UseFast makes a layer as fast as training has it: a convolution by Winograd's
-// algorithm where that is the fastest, and otherwise UseBF16 where the path has
-// bfloat16.
+// algorithm where that is faster than bfloat16 too, and otherwise UseBF16 where the path
+// has bfloat16.
 func UseFast(layer Weighted) {
 	if path != "amx" && UseWinograd(layer) {
 		return
@@ -39,8 +39,8 @@ func UseFast(layer Weighted) {
 	}
 }
 
-// UseWinograd makes a layer compute by Winograd's algorithm, of float32, if it is a
-// convolution of which that is the fastest way, and says whether it is.
+// UseWinograd makes a layer compute by Winograd's algorithm if it is a convolution of
+// which that is the fastest way in float32, and says whether it is.
 func UseWinograd(layer Weighted) bool {
 	conv := convolution(layer)
 	if conv != nil {

@@ -12,10 +12,10 @@
 // Each output value is accumulated in one fixed order, so results do not depend
 // on the number of goroutines; between paths they differ by rounding only.
 //
-// Layers that ask for it (UseFast) multiply bfloat16 values and add float32 ones, many
-// more at a time, on the paths avx512bf16 and amx, and compute 3 x 3 convolutions by
-// Winograd's algorithm, in float32, on avx512 and avx512bf16 (winograd.go). Everything
-// else is plain float32 on all paths.
+// Layers that ask for it compute 3 x 3 convolutions by Winograd's algorithm, in float32,
+// on all paths with AVX-512 (UseWinograd, winograd.go), or multiply bfloat16 values and
+// add float32 ones, many more at a time, on avx512bf16 and amx (UseFast). Everything else
+// is plain float32 on all paths.
 package kernel
 
 import (

@@ -9,7 +9,7 @@ type Conv struct {
 	Filters                 int
 	Kernel, Stride, Padding int
 	BF16                    bool // multiply bfloat16 values: see HasBF16
-	Winograd                bool // by Winograd's algorithm, of float32: see UseFast
+	Winograd                bool // by Winograd's algorithm, of float32: see UseWinograd
 
 	tiles  *winograd
 	image  product   // the product over one input, but for the rows of the output

@@ -7,7 +7,8 @@ import "fmt"
 // come of 6 x 6 inputs by 36 products in the place of 144. Inputs and weights are
 // spread over 36 planes by transforms of few operations, each plane is a product of
 // matrices, [tiles, channels] by [channels, filters], and its results are gathered.
-// All of it is float32, with an error some five times that of the plain convolution.
+// All of it is float32, with an error some five times that of the plain convolution. What
+// an output is, to the bit, depends on the inputs under its tile and on nothing else.
 //
 // Gradients follow from the algorithm. Where a tile of outputs is A (W * B x B') A',
 // with W = G w G' and * taking value by value what stands for a product of matrices,

@@ -169,7 +169,9 @@ type engine struct {
 	batch, piece   int
 	size, classes  int
 	training       bool
-	fast           bool          // kernel.UseFast
+	fast           bool   // kernel.UseFast
+	pairsIn        []bool // of each layer, if fast: kernel.UsePairs
+	pairsOut       []bool
 	logits, dx     []float32     // of the whole batch
 	gradient       []float32     // of the weights
 	partial        [][]float32   // each piece's share of gradient
@@ -209,6 +211,9 @@ func newEngine(net *nn.Network, batch int, training, fast bool) (*engine, error)
 		}
 	} else {
 		e.dx = make([]float32, batch*e.size)
+	}
+	if fast {
+		e.usePairs()
 	}
 	e.packed, e.turned = make([][]float32, len(net.Layers)), make([][]float32, len(net.Layers))
 	for i := range net.Layers {
@@ -259,10 +264,30 @@ func (e *engine) arithmetic(layer int) kernel.Weighted {
 	}
 	if e.fast {
 		kernel.UseFast(weighted)
+		kernel.UsePairs(weighted, e.pairsIn[layer], e.pairsOut[layer])
 	} else {
 		kernel.UseWinograd(weighted)
 	}
 	return weighted
+}
+
+// usePairs finds the layers between which outputs and gradients are pairs of bfloat16:
+// those with parameters of which one alone takes the other's output.
+func (e *engine) usePairs() {
+	e.pairsIn, e.pairsOut = make([]bool, len(e.net.Layers)), make([]bool, len(e.net.Layers))
+	for to := range e.net.Layers {
+		last := e.net.Inputs(to)[0]
+		from := last
+		if from > 0 && e.net.ConvPool(from-1) != nil {
+			from--
+		}
+		if from < 0 || !e.net.TakenOnce(last, to) {
+			continue
+		}
+		if a, b := e.arithmetic(from), e.arithmetic(to); a != nil && b != nil && kernel.FitPairs(a, b) {
+			e.pairsOut[from], e.pairsIn[to] = true, true
+		}
+	}
 }
 
 // layerParameters counts a layer's weights and biases, which lie side by side

@@ -302,6 +302,9 @@ func TestFastIsNearlyExact(t *testing.T) {
 			if kernel.HasBF16() {
 				tolerance = 0.02
 			}
+			if path == "amx" { // rounds in every layer, and a ReLU near 0 or a near tie in a pool goes the other way
+				tolerance = 0.1
+			}
 			for i, what := range []string{"logits", "input gradient", "weight gradient"} {
 				off, size := 0.0, 0.0
 				for k, want := range exact[i] {

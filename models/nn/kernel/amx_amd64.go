@@ -23,9 +23,6 @@ func permitted(has bool, ask func() error) bool {
 	return true
 }
 
-// tileSide is the most rows of a tile, and the most words of a row.
-const tileSide = 16
-
 // tiles is what an AMX micro-kernel reads; asm/amx.go knows its layout. Strides
 // and width count bytes.
 type tiles struct {
@@ -38,8 +35,13 @@ type tiles struct {
 	aSecond         uintptr // from the first tile's rows to the second's
 	bRow, bStep     uintptr
 	bNext           uintptr
+	bStrip          uintptr // from a strip of columns to the next
 	cRow, cSecond   uintptr
 	width           uintptr // of all strips of columns
+	lines           uintptr
+	aLine, bLine    uintptr
+	cLine           uintptr
+	_               [4]uintptr // the micro-kernel's own
 }
 
 // shape configures the tiles of rows[i] x widths[j] values of c, for steps of
@@ -62,26 +64,25 @@ func (t *tiles) shape(rows, widths []int, pairs int) {
 // tile computes a product of pairs by AMX.
 func (p *product) tile() {
 	part := *p
-	if part.aStep != 1 { // tiles want the steps of a row side by side
-		part.turn()
-	}
+	part.lines = max(1, p.lines)
 	// Steps are cut into tiles of even size; what is left makes one more pass.
 	count := (part.steps + tileSide - 1) / tileSide
 	size := (part.steps + count - 1) / count
 	left := part.steps % size
 	part.steps -= left
-	part.passes(size)
+	part.passes(size, 0)
 	if left > 0 {
-		part.a, part.b = part.a[part.steps:], part.b[part.steps*part.bStep:]
+		done := part.steps
+		part.a = part.a[done:]
 		part.steps, part.add = left, true
-		part.passes(left)
+		part.passes(left, done)
 	}
 	if p.relu {
 		rows, n := p.m, p.n
 		if p.cRow == n {
 			rows, n = 1, p.m*n
 		}
-		for l := range max(1, p.lines) {
+		for l := range part.lines {
 			for i := range rows {
 				clamp(p.c[l*p.cLine+i*p.cRow:][:n])
 			}
@@ -89,81 +90,86 @@ func (p *product) tile() {
 	}
 }
 
-// turn transposes a, so that its steps lie side by side, those of all segments
-// in one where b allows it.
-func (p *product) turn() {
-	row := p.segments * p.steps
-	*p.turned = grow(*p.turned, p.m*row)
-	for s := range p.segments {
-		transposeTo((*p.turned)[s*p.steps:], p.a[s*p.aSegment:], p.steps, p.m, row, p.aStep)
-	}
-	p.a, p.aRow, p.aStep, p.aSegment = *p.turned, row, 1, p.steps
-	if p.segments > 1 && p.bSegment == p.steps*p.bStep {
-		p.steps, p.segments = row, 1
-	}
-}
-
-// passes adds up steps in tiles of that many pairs. Two tiles of rows, from one
-// line or, where those are short, from two, go by two of columns; one goes by
-// four.
-func (p *product) passes(pairs int) {
-	lines := max(1, p.lines)
+// passes adds up steps in tiles of that many pairs, those of b from the given step
+// on. Two tiles of rows, from one line or, where those are short, from two, go by two
+// of columns; one goes by four.
+func (p *product) passes(pairs, from int) {
 	if p.m <= tileSide {
-		for l := 0; l < lines; l += 2 {
-			heights := [2]int{p.m, p.m}
-			p.strips(heights[:min(2, lines-l)], pairs, p.a[l*p.aLine:], p.c[l*p.cLine:], p.aLine, p.cLine)
+		one := *p
+		if two := *p; p.lines > 1 && p.bLine == 0 {
+			two.lines, two.aLine, two.cLine = p.lines/2, 2*p.aLine, 2*p.cLine
+			two.strips([]int{p.m, p.m}, pairs, from, p.aLine, p.cLine)
+			if one.lines = p.lines % 2; one.lines == 0 {
+				return
+			}
+			one.a, one.c = p.a[two.lines*two.aLine:], p.c[two.lines*two.cLine:]
 		}
+		one.strips([]int{p.m}, pairs, from, 0, 0)
 		return
 	}
 	count := (p.m + tileSide - 1) / tileSide
 	edge := func(tile int) int { return p.m * tile / count } // even heights
-	for l := range lines {
-		for at := 0; at < count; at += 2 {
-			i := edge(at)
-			heights := [2]int{edge(at+1) - i, edge(at+2) - edge(at+1)}
-			p.strips(heights[:min(2, count-at)], pairs, p.a[l*p.aLine+i*p.aRow:], p.c[l*p.cLine+i*p.cRow:], heights[0]*p.aRow, heights[0]*p.cRow)
-		}
+	for at := 0; at < count; at += 2 {
+		i := edge(at)
+		heights := []int{edge(at+1) - i, edge(at+2) - edge(at+1)}
+		part := *p
+		part.a, part.c = p.a[i*p.aRow:], p.c[i*p.cRow:]
+		part.strips(heights[:min(2, count-at)], pairs, from, heights[0]*p.aRow, heights[0]*p.cRow)
 	}
 }
 
 // strips covers c with one or two tiles in height, the second aSecond and cSecond
 // floats from the first.
-func (p *product) strips(heights []int, pairs int, a, c []float32, aSecond, cSecond int) {
+func (p *product) strips(heights []int, pairs, from, aSecond, cSecond int) {
 	const float = unsafe.Sizeof(float32(0))
 	t := tiles{
-		a:        unsafe.Pointer(&a[0]),
+		a:        unsafe.Pointer(&p.a[0]),
 		segments: uintptr(p.segments), steps: uintptr(p.steps / pairs),
 		aRow: uintptr(p.aRow) * float, aStep: uintptr(pairs) * float, aNext: uintptr(p.aSegment-p.steps) * float,
 		aSecond: uintptr(aSecond) * float,
-		bRow:    uintptr(p.bStep) * float, bStep: uintptr(pairs*p.bStep) * float, bNext: uintptr(p.bSegment-p.steps*p.bStep) * float,
-		cRow: uintptr(p.cRow) * float, cSecond: uintptr(cSecond) * float,
+		cRow:    uintptr(p.cRow) * float, cSecond: uintptr(cSecond) * float,
+		lines: uintptr(p.lines),
+		aLine: uintptr(p.aLine) * float, bLine: uintptr(p.bLine) * float, cLine: uintptr(p.cLine) * float,
 	}
 	for j := 0; j < p.n; {
 		left := p.n - j
 		columns := min(4/len(heights), (left+tileSide-1)/tileSide)
+		if p.bStrip > 0 {
+			columns = min(columns, stripWidth/tileSide)
+		}
 		if columns == 4 && left < 4*tileSide {
 			columns = 3 // the fourth would share a register with a wider one of b
 		}
 		done := min(left, columns*tileSide)
 		widths := [4]int{tileSide, tileSide, tileSide, tileSide}
 		widths[columns-1] = done - (columns-1)*tileSide
-		if widths[columns-1] == tileSide {
+		at, row, segment, next := j, p.bStep, p.bSegment, columns*tileSide
+		if p.bStrip > 0 {
+			at, row, next = j/stripWidth*p.bStrip+j%stripWidth, min(stripWidth, left), p.bStrip
+			segment = p.bSegment / stripWidth * row
+		}
+		if widths[columns-1] == tileSide && (p.bStrip == 0 || columns*tileSide == stripWidth) {
 			done = left / done * done
 		}
 		t.shape(heights, widths[:columns], pairs)
-		t.b, t.c, t.width = unsafe.Pointer(&p.b[j]), unsafe.Pointer(&c[j]), uintptr(done)*float
+		t.b, t.c, t.width = unsafe.Pointer(&p.b[at+from*row]), unsafe.Pointer(&p.c[j]), uintptr(done)*float
+		t.bRow, t.bStep, t.bNext = uintptr(row)*float, uintptr(pairs*row)*float, uintptr(segment-p.steps*row)*float
+		t.bStrip = uintptr(next) * float
 		switch {
 		case p.add:
 			t.start = 1
 		case p.bias != nil:
 			t.start, t.bias = 2, unsafe.Pointer(&p.bias[j])
 		}
-		microTiles(len(heights), columns, (*[25]uintptr)(unsafe.Pointer(&t)))
+		microTiles(len(heights), columns, (*tilesWords)(unsafe.Pointer(&t)))
 		j += done
 	}
 }
 
-func microTiles(rows, columns int, t *[25]uintptr) {
+// tilesWords is the memory of tiles.
+type tilesWords = [unsafe.Sizeof(tiles{}) / 8]uintptr
+
+func microTiles(rows, columns int, t *tilesWords) {
 	switch [2]int{rows, columns} {
 	case [2]int{1, 1}:
 		amx_1x1(t)

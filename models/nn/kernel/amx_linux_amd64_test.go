@@ -49,7 +49,7 @@ func TestAMX(t *testing.T) {
 		"TestConcurrentUse/^amx$",
 	}
 	if !raced { // tracing a process with the race detector takes ten times as long
-		tests = append(tests, "TestLayersEqualDefinition/bf16($|_true)/^amx$", "TestConvPoolEqualsItsParts/bf16/^amx$", "TestPeakIsMeasured")
+		tests = append(tests, "TestLayersEqualDefinition/bf16($|_true)/^amx$", "TestConvPoolEqualsItsParts/bf16/^amx$", "TestPairsEqualRounded/^amx$", "TestPeakIsMeasured")
 	}
 	out, err := os.Create(filepath.Join(t.TempDir(), "output"))
 	if err != nil {

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -35,7 +36,7 @@ func TestProductStaysInItsOperands(t *testing.T) {
 	each(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(9, 9))
 		for trial := range 120 {
-			p := product{m: 1 + rng.IntN(40), n: 1 + rng.IntN(70), steps: 1 + rng.IntN(40), segments: 1 + rng.IntN(2), lines: 1 + rng.IntN(3), pairs: trial%2 == 0, relu: true, turned: new([]float32)}
+			p := product{m: 1 + rng.IntN(40), n: 1 + rng.IntN(70), steps: 1 + rng.IntN(40), segments: 1 + rng.IntN(2), lines: 1 + rng.IntN(3), pairs: trial%2 == 0, relu: true}
 			p.aRow, p.aStep = p.steps, 1
 			if trial%4 < 2 {
 				p.aRow, p.aStep = 1, p.m
@@ -89,4 +90,70 @@ func TestTransformStaysInItsOperands(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What makes and takes pairs neither, and every path has the same bits.
+func TestPairsStayInTheirOperands(t *testing.T) {
+	values := fill(rand.New(rand.NewPCG(9, 11)), 1<<16)
+	for i := range values {
+		switch i % 11 {
+		case 3:
+			values[i] = float32(math.NaN())
+		case 5:
+			values[i] = 0
+		}
+	}
+	run := func(p string, trial int) []float32 {
+		defer Use(p)()
+		rng := rand.New(rand.NewPCG(9, uint64(trial)))
+		before := trial%2 == 0
+		operand := func(n int) []float32 {
+			v := fence(t, n, before)
+			copy(v, values[rng.IntN(1000):])
+			return v
+		}
+		pairs := func(n int) []float32 {
+			v := fence(t, n, before)
+			round(v, values[rng.IntN(1000):][:2*n])
+			return v
+		}
+		n := 1 + rng.IntN(100)
+		mask := pairs((n + 1) / 2)
+		if trial%3 == 0 {
+			mask = nil
+		}
+		rounded := pairs((n + 1) / 2)
+		roundMasked(rounded, operand(n), mask, trial%4 < 2)
+
+		n = 2 * (1 + rng.IntN(40))
+		lines, count, step := 1+rng.IntN(3), 1+rng.IntN(4), n/2*(1+rng.IntN(3))
+		far := n / 2 * rng.IntN(3)
+		dstLine, srcLine := count*n+rng.IntN(5), count*step+rng.IntN(5)
+		joined := operand((lines-1)*dstLine + count*n)
+		joinPixels(joined, pairs((lines-1)*srcLine+(count-1)*step+far+n/2), lines, dstLine, srcLine, count, far, step, n)
+
+		channels, windows := 16*(1+rng.IntN(3)), 1+rng.IntN(5)
+		out := windows * channels
+		line := 2*out + rng.IntN(9)
+		which := unsafe.Slice((*int8)(unsafe.Pointer(&fence(t, out/4, before)[0])), out)
+		pooled := pairs(out / 2)
+		poolPairs(pooled, which, operand(line+2*out), line, channels)
+		image := pairs(line + out)
+		unpoolPairs(image, pooled, which, line, channels)
+		places := make([]float32, out)
+		for i, place := range which {
+			places[i] = float32(place)
+		}
+		return slices.Concat(rounded, joined, pooled, places, image)
+	}
+	for trial := range 60 {
+		want := run("portable", trial)
+		for _, p := range available() {
+			for i, v := range run(p, trial) {
+				if got, want := math.Float32bits(v), math.Float32bits(want[i]); got != want {
+					t.Fatalf("%s, trial %d: word %d is %08x, want %08x", p, trial, i, got, want)
+				}
+			}
+		}
+	}
 }

@@ -9,12 +9,19 @@ func Add(dst, src []float32) { addTo(dst, src) }
 // gradient of a ReLU with output y. dst may be grad.
 func MaskPositive(dst, grad, y []float32) { maskPositive(dst, grad, y) }
 
-// maskInput sets dx to 0 where mask, from the given place on, is not positive; a mask of
-// nil leaves it.
-func maskInput(dx, mask []float32, from int) {
+// maskInput sets dx to 0 where mask is not positive; a mask of nil leaves it.
+func maskInput(dx, mask []float32) {
 	if mask != nil {
-		maskPositive(dx, dx, mask[from:][:len(dx)])
+		maskPositive(dx, dx, mask[:len(dx)])
 	}
+}
+
+// rest is a mask from the given place on: nil for nil.
+func rest(mask []float32, from int) []float32 {
+	if mask == nil {
+		return nil
+	}
+	return mask[from:]
 }
 
 // SignStep moves each value of x by alpha in the direction of the gradient's sign,

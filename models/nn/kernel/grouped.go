@@ -119,7 +119,7 @@ func (c *GroupedConv) BackwardInput(dx, dy, turned, mask []float32, rows int) {
 			}
 		}
 		copyLines(dx[r*in:], c.Width*c.Channels, c.sum[(c.Padding*width+c.Padding)*c.Channels:], width*c.Channels, c.Height)
-		maskInput(dx[r*in:][:in], mask, r*in)
+		maskInput(dx[r*in:][:in], rest(mask, r*in))
 	}
 }
 

@@ -72,22 +72,32 @@ func Use(p string) (restore func()) {
 //
 // where init is c itself if add is set, else bias[j], else 0; relu clamps the
 // result at 0. All strides count floats. Rows of c lie cRow apart. Where lines is
-// more than 1, that many such products of one b follow each other, their a and c
-// aLine and cLine apart.
+// more than 1, that many such products follow each other, their a, b and c
+// aLine, bLine and cLine apart. Where bStrip is not 0, b lies in strips of stripWidth
+// columns, so far apart, whose rows follow each other; bStep is stripWidth, and in the
+// last strip, with fewer columns, strides are shorter by as much.
 type product struct {
 	m, n, steps, segments int
 	a                     []float32
 	aRow, aStep, aSegment int
 	b                     []float32
 	bStep, bSegment       int
+	bStrip                int
 	c                     []float32
 	cRow                  int
 	bias                  []float32
 	add, relu             bool
 	pairs                 bool // a and b hold pairs of bfloat16, see bf16.go
-	lines, aLine, cLine   int
-	turned                *[]float32 // scratch memory, wanted where aStep is not 1
+	lines                 int
+	aLine, bLine, cLine   int
 }
+
+// stripWidth is how many columns AMX works on at a time: strips of b that lie together
+// are read from the first-level cache, of which rows that are far apart use a part.
+const stripWidth = 32
+
+// tileSide is the most rows of AMX's tiles, and the most words of a row.
+const tileSide = 16
 
 // maxSteps bounds the steps of one pass over a single segment, so that the
 // strip of b in use (maxSteps x 32 floats) stays in the first-level cache.
@@ -98,45 +108,36 @@ func (p *product) run() {
 		return
 	}
 	p.check()
-	if p.lines > 1 && p.aStep != 1 && p.tiled() { // which are transposed one by one
-		line := *p
-		line.lines = 1
-		for l := range p.lines {
-			line.a, line.c = p.a[l*p.aLine:], p.c[l*p.cLine:]
-			line.cut()
-		}
+	if p.tiled() || p.segments > 1 || p.steps <= maxSteps {
+		p.dispatch()
 		return
 	}
-	p.cut()
+	part := *p
+	for at := 0; at < p.steps; at += maxSteps {
+		part.steps = min(maxSteps, p.steps-at)
+		part.a, part.b = p.a[at*p.aStep:], p.b[at*p.bStep:]
+		part.add = p.add || at > 0
+		part.relu = p.relu && at+part.steps == p.steps
+		part.dispatch()
+	}
 }
 
 // tiled says whether AMX computes the product.
-func (p *product) tiled() bool {
-	return p.pairs && path == "amx" && (p.aStep == 1 || p.turned != nil)
-}
-
-// cut computes the product in parts of at most maxSteps.
-func (p *product) cut() {
-	if p.segments == 1 && p.steps > maxSteps {
-		part := *p
-		for at := 0; at < p.steps; at += maxSteps {
-			part.steps = min(maxSteps, p.steps-at)
-			part.a, part.b = p.a[at*p.aStep:], p.b[at*p.bStep:]
-			part.add = p.add || at > 0
-			part.relu = p.relu && at+part.steps == p.steps
-			part.dispatch()
-		}
-		return
-	}
-	p.dispatch()
-}
+func (p *product) tiled() bool { return p.pairs && path == "amx" && p.aStep == 1 }
 
 // check panics where an operand is too short: assembly must never be handed
 // an address outside a slice.
 func (p *product) check() {
 	lines := max(1, p.lines) - 1
 	a := lines*p.aLine + (p.segments-1)*p.aSegment + (p.m-1)*p.aRow + (p.steps-1)*p.aStep
-	b := (p.segments-1)*p.bSegment + (p.steps-1)*p.bStep + p.n - 1
+	b := lines*p.bLine + (p.segments-1)*p.bSegment + (p.steps-1)*p.bStep + p.n - 1
+	if p.bStrip > 0 {
+		strip, width := (p.n-1)/stripWidth, (p.n-1)%stripWidth+1
+		b = strip*p.bStrip + (p.segments-1)*p.bSegment/stripWidth*width + p.steps*width - 1
+		if !p.tiled() || p.bLine != 0 || p.bStep != stripWidth {
+			panic("kernel: only AMX takes b in strips")
+		}
+	}
 	c := lines*p.cLine + (p.m-1)*p.cRow + p.n - 1
 	if a >= len(p.a) || b >= len(p.b) || c >= len(p.c) || p.bias != nil && len(p.bias) < p.n || p.steps < 1 || p.segments < 1 {
 		panic(fmt.Sprintf("kernel: product %dx%d over %dx%d reaches beyond its operands: a %d of %d, b %d of %d, c %d of %d", p.m, p.n, p.segments, p.steps, a, len(p.a), b, len(p.b), c, len(p.c)))
@@ -155,7 +156,7 @@ func (p *product) portable() {
 			clear(c)
 		}
 		for s := range p.segments {
-			a, b := l*p.aLine+s*p.aSegment+i*p.aRow, s*p.bSegment
+			a, b := l*p.aLine+s*p.aSegment+i*p.aRow, l*p.bLine+s*p.bSegment
 			for range p.steps {
 				if p.pairs {
 					v0, v1 := split(p.a[a])

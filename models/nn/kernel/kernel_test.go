@@ -52,7 +52,11 @@ func reference(p product) []float32 {
 				}
 				for s := range p.segments {
 					for k := range p.steps {
-						a, b := p.a[l*p.aLine+s*p.aSegment+i*p.aRow+k*p.aStep], p.b[s*p.bSegment+k*p.bStep+j]
+						at := j
+						if p.bStrip > 0 {
+							at = j/stripWidth*p.bStrip + j%stripWidth
+						}
+						a, b := p.a[l*p.aLine+s*p.aSegment+i*p.aRow+k*p.aStep], p.b[l*p.bLine+s*p.bSegment+k*p.bStep+at]
 						if p.pairs {
 							a0, a1 := split(a)
 							b0, b1 := split(b)
@@ -93,7 +97,7 @@ func TestProductEqualsDefinition(t *testing.T) {
 		for trial := range trials {
 			p := product{
 				m: 1 + rng.IntN(50), n: 1 + rng.IntN(100), steps: 1 + rng.IntN(40), segments: 1 + rng.IntN(3), lines: rng.IntN(4),
-				add: trial%3 == 0, relu: trial%2 == 0, pairs: trial/2%2 == 0, turned: new([]float32),
+				add: trial%3 == 0, relu: trial%2 == 0, pairs: trial/2%2 == 0,
 			}
 			if trial%50 == 0 {
 				p.steps, p.segments = 2*maxSteps+3, 1
@@ -103,12 +107,18 @@ func TestProductEqualsDefinition(t *testing.T) {
 			} else {
 				p.aRow, p.aStep = p.steps+rng.IntN(3), 1
 			}
-			p.aSegment, p.aLine = rng.IntN(9), rng.IntN(9)
+			p.aSegment, p.aLine, p.bLine = rng.IntN(9), rng.IntN(9), rng.IntN(2)*rng.IntN(9)
 			p.bStep, p.cRow = p.n+rng.IntN(2)*rng.IntN(5), p.n+rng.IntN(5)
 			p.bSegment = p.steps*p.bStep + trial/5%2*rng.IntN(5)
 			p.cLine = p.m * p.cRow
+			if p.tiled() && trial%2 == 0 {
+				p.n, p.bStep, p.bLine, p.bSegment = stripWidth*(1+rng.IntN(3)), stripWidth, 0, p.steps*stripWidth
+				p.bStrip = p.segments*p.bSegment + rng.IntN(2)*stripWidth
+				p.cRow = p.n + rng.IntN(5)
+				p.cLine = p.m * p.cRow
+			}
 			p.a = operand(p.lines*p.aLine+p.segments*p.aSegment+p.m*p.aRow+p.steps*p.aStep, p.pairs)
-			p.b = operand(p.segments*p.bSegment, p.pairs)
+			p.b = operand(p.lines*p.bLine+p.segments*p.bSegment+(p.n-1)/stripWidth*p.bStrip, p.pairs)
 			p.c = operand(max(1, p.lines)*p.cLine, false)
 			if trial%3 == 1 {
 				p.bias = operand(p.n, false)
@@ -381,10 +391,10 @@ func TestConvPoolEqualsItsParts(t *testing.T) {
 					packed, turned := make([]float32, conv.Arranged()), make([]float32, conv.Arranged())
 					conv.Turn(turned, w)
 					take := conv.Pack(packed, w)
-					dy := fill(rng, rows*p.out())
+					dy := fill(rng, rows*p.windows())
 
 					z, dz := make([]float32, rows*full), make([]float32, rows*full)
-					y, which := make([]float32, rows*p.out()), make([]int32, rows*p.out())
+					y, which := make([]float32, rows*p.windows()), make([]int32, rows*p.windows())
 					dx, dw, db := make([]float32, len(x)), make([]float32, len(w)), make([]float32, len(bias))
 					conv.Forward(z, x, take, bias, rows, true)
 					pool.Forward(y, which, z, rows)
@@ -604,6 +614,7 @@ func BenchmarkLayer(b *testing.B) {
 			} else {
 				l.layer.(*Dense).BF16 = HasBF16()
 			}
+			UsePairs(l.layer, p == "amx" && l.name != "0.conv", p == "amx") // what is in x, y and their gradients counts for little
 			packed, turned := make([]float32, l.layer.Arranged()), make([]float32, l.layer.Arranged())
 			l.layer.Turn(turned, w)
 			take := l.layer.Pack(packed, w)
@@ -613,7 +624,7 @@ func BenchmarkLayer(b *testing.B) {
 				run  func()
 			}{
 				{"forward", func() { l.layer.Forward(y, x, take, bias, rows, true) }},
-				{"input gradient", func() { l.layer.BackwardInput(dx, dy, turned, nil, rows) }},
+				{"input gradient", func() { l.layer.BackwardInput(dx, dy, turned, x, rows) }},
 				{"weight gradient", func() { l.layer.BackwardWeight(dw, db, x, dy, rows) }},
 			} {
 				b.Run(l.name+"/"+part.name+"/"+p, func(b *testing.B) {
@@ -653,4 +664,102 @@ func TestPeakIsMeasured(t *testing.T) {
 			t.Errorf("%s: %v GFLOP/s", p, speed)
 		}
 	}
+}
+
+// Layers that take and give pairs compute what they do of values rounded before, and
+// round it.
+func TestPairsEqualRounded(t *testing.T) {
+	each(t, func(t *testing.T) {
+		if path != "amx" {
+			t.Skip("only AMX uses pairs between layers")
+		}
+		const rows = 3
+		conv := func(height, width, channels, filters, kernel, stride, padding int) Conv {
+			return Conv{Height: height, Width: width, Channels: channels, Filters: filters, Kernel: kernel, Stride: stride, Padding: padding, BF16: true,
+				OutHeight: (height+2*padding-kernel)/stride + 1, OutWidth: (width+2*padding-kernel)/stride + 1}
+		}
+		shapes := []Conv{
+			conv(28, 28, 1, 32, 3, 1, 0), conv(26, 26, 32, 32, 3, 1, 0), conv(12, 12, 32, 64, 3, 1, 0), conv(10, 10, 64, 64, 3, 1, 0),
+			conv(28, 28, 1, 16, 4, 2, 1), conv(14, 14, 16, 32, 4, 2, 1), conv(14, 14, 32, 64, 3, 1, 1), conv(9, 11, 18, 48, 3, 1, 1),
+			conv(13, 7, 3, 16, 5, 2, 2), conv(8, 8, 16, 96, 2, 2, 0), conv(7, 9, 34, 22, 5, 1, 2),
+		}
+		if testing.Short() {
+			shapes = shapes[len(shapes)-4:]
+		}
+		type layer struct {
+			name             string
+			Packer           // of rounded values
+			pairs            Packer
+			in, out, w, bias int
+			pairsIn          bool
+		}
+		var layers []layer
+		for _, c := range shapes {
+			in, out, w := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters, c.Kernel*c.Kernel*c.Channels*c.Filters
+			pairs, name := c, fmt.Sprintf(" %dx%dx%d to %d by %dx%d/%d+%d", c.Height, c.Width, c.Channels, c.Filters, c.Kernel, c.Kernel, c.Stride, c.Padding)
+			layers = append(layers, layer{"conv" + name, &c, &pairs, in, out, w, c.Filters, c.direct() && c.Channels%2 == 0})
+			if c.Filters%16 == 0 {
+				p := ConvPool{Conv: c, Size: 2}
+				pairs := p
+				layers = append(layers, layer{"conv+pool" + name, &p, &pairs, in, p.windows(), w, c.Filters, c.direct() && c.Channels%2 == 0})
+			}
+		}
+		for _, d := range []Dense{{In: 1568, Units: 100, BF16: true}, {In: 100, Units: 10, BF16: true}, {In: 70, Units: 64, BF16: true}, {In: 64, Units: 96, BF16: true}} {
+			pairs := d
+			layers = append(layers, layer{fmt.Sprintf("dense %d to %d", d.In, d.Units), &d, &pairs, d.In, d.Units, d.In * d.Units, d.Units, true})
+		}
+		for _, l := range layers {
+			t.Run(l.name, func(t *testing.T) {
+				rng := rand.New(rand.NewPCG(4, 4))
+				halved := func(v []float32) (pairs []float32) {
+					pairs = make([]float32, len(v)/2)
+					round(pairs, v)
+					for i, p := range pairs {
+						v[2*i], v[2*i+1] = split(p)
+					}
+					return pairs
+				}
+				x, dy := fill(rng, rows*l.in), fill(rng, rows*l.out)
+				w, bias := fill(rng, l.w), fill(rng, l.bias)
+				for i, v := range x {
+					x[i] = max(v, 0)
+				}
+				xPairs, dyPairs := x, halved(dy)
+				if l.pairsIn {
+					xPairs = halved(x)
+				}
+				work := func(layer Packer, x, dy, y, dx []float32) (dw, db []float32) {
+					packed, turned := make([]float32, layer.Arranged()), make([]float32, layer.Arranged())
+					dw, db = make([]float32, l.w), make([]float32, l.bias)
+					for range 2 {
+						layer.Turn(turned, w)
+						layer.Forward(y, x, layer.Pack(packed, w), bias, rows, true)
+						layer.BackwardInput(dx, dy, turned, x, rows)
+						layer.BackwardWeight(dw, db, x, dy, rows)
+					}
+					return dw, db
+				}
+				wantY, wantDX := make([]float32, len(dy)), make([]float32, len(x))
+				wantDW, wantDB := work(l.Packer, x, dy, wantY, wantDX)
+				UsePairs(l.pairs, l.pairsIn, true)
+				y, dx := make([]float32, len(dyPairs)), make([]float32, len(xPairs))
+				dw, db := work(l.pairs, xPairs, dyPairs, y, dx)
+				same := func(what string, got, want []float32) {
+					t.Helper()
+					for i := range want {
+						if got[i] != want[i] && got[i] == got[i] {
+							t.Fatalf("%s: %d of %d is %x, want %x", what, i, len(want), math.Float32bits(got[i]), math.Float32bits(want[i]))
+						}
+					}
+				}
+				same("y", y, halved(wantY))
+				if l.pairsIn {
+					wantDX = halved(wantDX)
+				}
+				same("dx", dx, wantDX)
+				near(t, "dw", dw, wantDW, 1e-4)
+				near(t, "db", db, wantDB, 1e-4)
+			})
+		}
+	})
 }

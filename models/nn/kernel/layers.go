@@ -10,6 +10,7 @@ type Conv struct {
 	Kernel, Stride, Padding int
 	BF16                    bool // multiply bfloat16 values: see HasBF16
 	Winograd                bool // by Winograd's algorithm, of float32: see UseWinograd
+	PairsIn, PairsOut       bool // inputs and outputs, and their gradients, are pairs: see UsePairs
 
 	tiles  *winograd
 	image  product   // the product over one input, but for the rows of the output
@@ -23,7 +24,8 @@ type Conv struct {
 	across []float32 // an output's gradient, its pixels innermost
 	xPairs []float32 // operands of the weight gradient as pairs of bfloat16
 	dPairs []float32
-	turned []float32 // an operand, transposed
+	strip  []float32 // lines of a result, before they are rounded
+	taps   *tapGradient
 }
 
 // grow returns a slice of n floats, reusing s where it is long enough. New
@@ -44,6 +46,18 @@ func pad(dst, image []float32, height, width, channels, p int) []float32 {
 	row := (width + 2*p) * channels
 	copyLines(dst[p*row+p*channels:], row, image, width*channels, height)
 	return dst
+}
+
+// sizes of an example's input and output in memory.
+func (c *Conv) sizes() (in, out int) {
+	in, out = c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
+	if c.PairsIn {
+		in /= 2
+	}
+	if c.PairsOut {
+		out /= 2
+	}
+	return in, out
 }
 
 func (c *Conv) paddedInput(x []float32) (image []float32, width int) {
@@ -114,17 +128,26 @@ func (c *Conv) Pack(packed, w []float32) []float32 {
 	if !c.packs() {
 		return w
 	}
-	from, to := c.Channels*c.Filters, (c.Channels+1)/2*c.Filters
-	for tap := range c.Kernel * c.Kernel {
-		pairRows(packed[tap*to:], w[tap*from:], c.Channels, c.Filters)
-	}
+	pairStrips(packed, w, c.Kernel*c.Kernel, c.Channels, c.Filters)
 	return packed
+}
+
+// bordered is room for one input as pairs, with its border.
+func (c *Conv) bordered() (image []float32, width, channels int) {
+	channels, width = (c.Channels+1)/2, c.Width+2*c.Padding
+	c.halved = grow(c.halved, (c.Height+2*c.Padding)*width*channels)
+	return c.halved, width, channels
 }
 
 // pairedInput is paddedInput with pairs of channels.
 func (c *Conv) pairedInput(x []float32) (image []float32, width, channels int) {
-	channels, width = (c.Channels+1)/2, c.Width+2*c.Padding
-	c.halved = grow(c.halved, (c.Height+2*c.Padding)*width*channels)
+	if c.PairsIn && c.Padding == 0 {
+		return x, c.Width, c.Channels / 2
+	}
+	image, width, channels = c.bordered()
+	if c.PairsIn {
+		return pad(image, x, c.Height, c.Width, channels, c.Padding), width, channels
+	}
 	piece, pieces := c.Width*c.Channels, c.Height // what lies together in both
 	if c.Channels%2 == 1 {
 		piece, pieces = c.Channels, c.Height*c.Width
@@ -132,9 +155,9 @@ func (c *Conv) pairedInput(x []float32) (image []float32, width, channels int) {
 	for i := range pieces {
 		at := i * piece / c.Channels // pixel
 		at = (at/c.Width+c.Padding)*width + at%c.Width + c.Padding
-		round(c.halved[at*channels:], x[i*piece:][:piece])
+		round(image[at*channels:], x[i*piece:][:piece])
 	}
-	return c.halved, width, channels
+	return image, width, channels
 }
 
 // Forward computes y = conv(x, w) + bias for rows examples, clamped at 0 where
@@ -144,11 +167,30 @@ func (c *Conv) Forward(y, x, w, bias []float32, rows int, relu bool) {
 		c.winograd().forward(y, x, w, bias, rows, relu)
 		return
 	}
-	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
+	in, out := c.sizes()
+	line := c.OutWidth * c.Filters
 	for r := range rows {
-		c.load(x[r*in:][:in], w, bias, relu)
-		c.rows(y[r*out:], 0, c.OutHeight)
+		c.load(x[r*in:][:in], w, bias, relu && !c.PairsOut)
+		if !c.PairsOut {
+			c.rows(y[r*out:], 0, c.OutHeight)
+			continue
+		}
+		for oy, n := 0, c.some(1, line); oy < c.OutHeight; oy += n {
+			n := min(n, c.OutHeight-oy)
+			c.rows(c.strip, oy, n)
+			roundMasked(y[r*out+oy*line/2:], c.strip[:n*line], nil, relu)
+		}
 	}
+}
+
+// some is how many lines of so many floats, a multiple of unit, are worked on at a
+// time before they are rounded or pooled, and makes room for them in strip: they, and
+// what they are made of, stay in the first-level cache.
+func (c *Conv) some(unit, line int) int {
+	const most = 4096 // floats
+	n := max(1, most/(unit*line)) * unit
+	c.strip = grow(c.strip, n*line)
+	return n
 }
 
 // load prepares for rows the rows of one example's output.
@@ -173,16 +215,27 @@ func (c *Conv) over(image []float32, width, channels int, w, bias []float32, rel
 		cRow: c.Filters, bias: bias, relu: relu, pairs: c.packs(),
 		aLine: c.Stride * width * channels, cLine: c.OutWidth * c.Filters,
 	}
+	if c.image.pairs && inStrips(c.Filters) {
+		c.image.bStep, c.image.bSegment = stripWidth, c.Kernel*channels*stripWidth
+		c.image.bStrip = c.Kernel * c.image.bSegment
+	}
 }
 
 // rows computes n rows of the output from oy on. The rows of a filter that lie in
-// the border are left out; those of the output that see the same ones go together.
+// the border are left out; those of the output that see the same ones go together,
+// at least two where AMX takes two at a time.
 func (c *Conv) rows(y []float32, oy, n int) {
-	under := func(oy int) (lo, hi int) {
-		at := oy*c.Stride - c.above // row of the input under the filter's first
-		return max(0, -at), min(c.Kernel, c.Height-at)
+	unit := 1
+	if c.image.tiled() && c.image.m <= tileSide {
+		unit = 2
 	}
-	for first, end := oy, oy+n; oy < end; {
+	first, end := oy, oy+n
+	under := func(oy int) (lo, hi int) { // of the rows of filters over a unit
+		at := oy*c.Stride - c.above // row of the input under the filter's first
+		last := (min(oy+unit, end)-1)*c.Stride - c.above
+		return max(0, -last), min(c.Kernel, c.Height-at)
+	}
+	for oy < end {
 		p := c.image
 		lo, hi := under(oy)
 		p.segments = hi - lo
@@ -190,8 +243,8 @@ func (c *Conv) rows(y []float32, oy, n int) {
 		p.b = p.b[lo*p.bSegment:]
 		p.c = y[(oy-first)*p.cLine:]
 		for same := true; same; {
-			oy++
-			p.lines++
+			p.lines += min(unit, end-oy)
+			oy += unit
 			l, h := under(oy)
 			same = oy < end && l == lo && h == hi
 		}
@@ -249,7 +302,7 @@ func (c *Conv) parts() []part {
 		}
 	}
 	for i := range c.back {
-		c.back[i].BF16 = c.BF16
+		c.back[i].BF16, c.back[i].PairsIn = c.BF16, c.PairsOut
 	}
 	return c.back
 }
@@ -306,22 +359,22 @@ func (c *Conv) BackwardInput(dx, dy, turned, mask []float32, rows int) {
 		c.winograd().backward(dx, dy, turned, mask, rows)
 		return
 	}
-	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
+	in, out := c.sizes()
 	for r := range rows {
 		if c.direct() {
-			c.weaveParts(dx[r*in:][:in], dy[r*out:][:out], turned)
+			c.parts()[0].load(dy[r*out:][:out], turned, nil, false)
+			c.weave(dx[r*in:][:in], rest(mask, r*in))
 		} else {
-			c.addTaps(dx[r*in:][:in], dy[r*out:][:out], turned)
+			c.addTaps(dx[r*in:][:in], dy[r*out:][:out], turned, rest(mask, r*in))
 		}
-		maskInput(dx[r*in:][:in], mask, r*in)
 	}
 }
 
-// weaveParts computes one example's input gradient where direct says so.
-func (c *Conv) weaveParts(dx, dy, turned []float32) {
+// weave computes one example's input gradient where direct says so, of the output's as
+// the first part has loaded it, and of turned weights.
+func (c *Conv) weave(dx, mask []float32) {
 	parts := c.parts()
 	first := &parts[0].Conv
-	first.load(dy, turned, nil, false)
 	image, step := first.image, first.image.aRow
 	image.cRow, image.cLine = c.Stride*c.Channels, c.Stride*c.Width*c.Channels
 	for i := range parts {
@@ -329,8 +382,24 @@ func (c *Conv) weaveParts(dx, dy, turned []float32) {
 		p.image, p.width, p.above = image, first.width, p.Padding-p.top
 		p.image.m = p.OutWidth
 		p.image.a = image.a[p.top*first.width+p.left*step:]
-		p.image.b = turned[i*p.Kernel*p.Kernel*c.Channels*c.Filters:]
-		p.rows(dx[(p.row*c.Width+p.column)*c.Channels:], 0, p.OutHeight)
+		p.image.b = image.b[i*p.Kernel*p.Kernel*c.Channels*c.Filters:]
+	}
+	lines := func(to []float32, at, n int) { // n lines of each part from at on
+		for i := range parts {
+			p := &parts[i]
+			p.rows(to[(p.row*c.Width+p.column)*c.Channels:], at, min(n, p.OutHeight-at))
+		}
+	}
+	if !c.PairsIn {
+		lines(dx, 0, first.OutHeight)
+		maskInput(dx, mask)
+		return
+	}
+	line := image.cLine
+	for at, n := 0, c.some(1, line); at < first.OutHeight; at += n {
+		lines(c.strip, at, n)
+		floats := min(n*line, c.Height*c.Width*c.Channels-at*line)
+		roundMasked(dx[at*line/2:], c.strip[:floats], rest(mask, at*line/2), false)
 	}
 }
 
@@ -339,7 +408,7 @@ func (c *Conv) weaveParts(dx, dy, turned []float32) {
 // that the tap met, in the order of the output. With a row as long as an input's,
 // border and all, those of different taps are added by shifting them. A stride
 // spreads taps and pixels over as many planes, woven into dx in the end.
-func (c *Conv) addTaps(dx, dy, turned []float32) {
+func (c *Conv) addTaps(dx, dy, turned, mask []float32) {
 	s := c.Stride
 	height, width := (c.Height+2*c.Padding+s-1)/s, (c.Width+2*c.Padding+s-1)/s
 	plane := height * width
@@ -350,6 +419,8 @@ func (c *Conv) addTaps(dx, dy, turned []float32) {
 	if c.BF16 {
 		p.steps, p.pairs = (c.Filters+1)/2, true
 		p.aRow = p.steps
+	}
+	if c.BF16 && !c.PairsOut {
 		c.dPairs = grow(c.dPairs, c.OutHeight*c.OutWidth*p.steps)
 		roundRows(c.dPairs, dy, c.OutHeight*c.OutWidth, c.Filters)
 		dy = c.dPairs
@@ -376,6 +447,7 @@ func (c *Conv) addTaps(dx, dy, turned []float32) {
 			transposeTo(dx[(y*c.Width+x)*c.Channels:], c.planes[at:], c.Channels, (c.Width-x+s-1)/s, s*c.Channels, plane)
 		}
 	}
+	maskInput(dx, mask)
 }
 
 // BackwardWeight computes dw and dbias, summed over the rows.
@@ -390,29 +462,42 @@ func (c *Conv) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
 func (c *Conv) beginWeight(dw, dbias []float32) {
 	clear(dw)
 	clear(dbias)
-	if c.Winograd {
+	switch {
+	case c.Winograd:
 		w := c.winograd()
 		w.sum = grow(w.sum, c.Arranged())
 		clear(w.sum)
+	case c.tiled():
+		c.tapGradient().begin()
 	}
 }
 
+// tiled says whether AMX computes the weight gradients.
+func (c *Conv) tiled() bool { return c.BF16 && path == "amx" }
+
 func (c *Conv) addWeights(dw, dbias, x, dy []float32, rows int) {
-	in, out := c.Height*c.Width*c.Channels, c.OutHeight*c.OutWidth*c.Filters
+	in, out := c.sizes()
 	if c.Winograd {
 		c.winograd().addWeight(x, dy, rows)
 		addRows(dbias[:c.Filters], dy[:rows*out])
 		return
 	}
 	for r := range rows {
-		c.addWeight(dw, dbias, x[r*in:][:in], dy[r*out:][:out])
+		if c.tiled() {
+			c.tapGradient().add(dw, dbias, x[r*in:][:in], dy[r*out:][:out])
+		} else {
+			c.addWeight(dw, dbias, x[r*in:][:in], dy[r*out:][:out])
+		}
 	}
 }
 
 func (c *Conv) endWeight(dw []float32) {
-	if c.Winograd {
+	switch {
+	case c.Winograd:
 		n := c.Channels * c.Filters
 		gatherWeight.apply(dw, strides{3 * n, n}, c.winograd().sum, strides{tileIn * n, n}, n, false)
+	case c.tiled():
+		c.tapGradient().end(dw)
 	}
 }
 
@@ -424,7 +509,7 @@ func (c *Conv) addWeight(dw, dbias, x, dy []float32) {
 		m: segment, n: c.Filters, steps: c.OutWidth,
 		aRow: 1, aStep: c.Stride * c.Channels, aSegment: c.Stride * width * c.Channels,
 		b: dy, bStep: c.Filters, bSegment: c.OutWidth * c.Filters,
-		cRow: c.Filters, add: true, pairs: c.BF16, turned: &c.turned,
+		cRow: c.Filters, add: true, pairs: c.BF16,
 	}
 	if c.BF16 {
 		// Steps are output pixels, so the pairs are of neighbours in a row: in x
@@ -468,8 +553,12 @@ type Dense struct {
 	In, Units int
 	BF16      bool // multiply bfloat16 values: see HasBF16
 
+	PairsIn, PairsOut bool // inputs and outputs, and their gradients, are pairs: see UsePairs
+
 	pairs, dPairs []float32 // operands as pairs of bfloat16
 	turned        []float32 // an operand, transposed
+	strip         []float32 // columns of a result, before they are rounded
+	ones          []float32
 }
 
 // Arranged makes Dense a Packer, with Pack.
@@ -480,29 +569,60 @@ func (d *Dense) Pack(packed, w []float32) []float32 {
 	if !d.BF16 {
 		return w
 	}
-	pairRows(packed, w, d.In, d.Units)
+	pairStrips(packed, w, 1, d.In, d.Units)
 	return packed
 }
 
-// rounded returns rows of n values as pairs, and the length of a row.
-func (d *Dense) rounded(x []float32, rows, n int) ([]float32, int) {
-	d.pairs = grow(d.pairs, rows*((n+1)/2))
-	roundRows(d.pairs, x, rows, n)
-	return d.pairs, (n + 1) / 2
+// multiply computes y = x w, at least 0 where relu is set, 0 where mask is not
+// positive, for rows of in values; in and out say whether x and y are pairs.
+func (d *Dense) multiply(y, x, w, bias, mask []float32, rows, from, to int, relu, in, out bool) {
+	p := product{
+		m: rows, n: to, steps: from, segments: 1,
+		a: x, aRow: from, aStep: 1, b: w, bStep: to, c: y, cRow: to, bias: bias, relu: relu, pairs: d.BF16,
+	}
+	if d.BF16 {
+		p.steps = (from + 1) / 2
+		p.aRow = p.steps
+		if !in {
+			d.pairs = grow(d.pairs, rows*p.steps)
+			roundRows(d.pairs, x, rows, from)
+			p.a = d.pairs
+		}
+		if inStrips(to) {
+			p.bStep, p.bStrip = stripWidth, p.steps*stripWidth
+		}
+	}
+	if !out {
+		p.run()
+		maskInput(y[:rows*to], mask)
+		return
+	}
+	const most = 512 // columns: a few rows of them stay in the first-level cache
+	d.strip = grow(d.strip, rows*most)
+	p.c, p.cRow, p.relu = d.strip, most, false
+	for j := 0; j < to; j += most {
+		part := p
+		part.n = min(most, to-j)
+		if p.bStrip > 0 {
+			part.b = p.b[j/stripWidth*p.bStrip:]
+		} else {
+			part.b = p.b[j:]
+		}
+		if bias != nil {
+			part.bias = bias[j:]
+		}
+		part.run()
+		for r := range rows {
+			at := (r*to + j) / 2
+			roundMasked(y[at:], d.strip[r*most:][:part.n], rest(mask, at), relu)
+		}
+	}
 }
 
 // Forward computes y = x w + bias, clamped at 0 where relu is set. The weights
 // are as Pack returned them.
 func (d *Dense) Forward(y, x, w, bias []float32, rows int, relu bool) {
-	p := product{
-		m: rows, n: d.Units, steps: d.In, segments: 1,
-		a: x, aRow: d.In, aStep: 1, b: w, bStep: d.Units, c: y, cRow: d.Units, bias: bias, relu: relu, pairs: d.BF16,
-	}
-	if d.BF16 {
-		p.a, p.steps = d.rounded(x, rows, d.In)
-		p.aRow = p.steps
-	}
-	p.run()
+	d.multiply(y, x, w, bias, nil, rows, d.In, d.Units, relu, d.PairsIn, d.PairsOut)
 }
 
 // Turn arranges the weights for BackwardInput into turned, of the same length.
@@ -514,39 +634,40 @@ func (d *Dense) Turn(turned, w []float32) {
 	}
 	d.dPairs = grow(d.dPairs, len(w))
 	transpose(d.dPairs, w, d.In, d.Units)
-	pairRows(turned, d.dPairs, d.Units, d.In)
+	pairStrips(turned, d.dPairs, 1, d.Units, d.In)
 }
 
 // BackwardInput computes dx from dy and the weights arranged by Turn; see Weighted for
 // the mask.
 func (d *Dense) BackwardInput(dx, dy, turned, mask []float32, rows int) {
-	p := product{
-		m: rows, n: d.In, steps: d.Units, segments: 1,
-		a: dy, aRow: d.Units, aStep: 1, b: turned, bStep: d.In, c: dx, cRow: d.In, pairs: d.BF16,
-	}
-	if d.BF16 {
-		p.a, p.steps = d.rounded(dy, rows, d.Units)
-		p.aRow = p.steps
-	}
-	p.run()
-	maskInput(dx[:rows*d.In], mask, 0)
+	d.multiply(dx, dy, turned, nil, mask, rows, d.Units, d.In, false, d.PairsOut, d.PairsIn)
 }
 
 // BackwardWeight computes dw and dbias, summed over the rows.
 func (d *Dense) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
 	p := product{
 		m: d.In, n: d.Units, steps: rows, segments: 1,
-		a: x, aRow: 1, aStep: d.In, b: dy, bStep: d.Units, c: dw, cRow: d.Units, pairs: d.BF16, turned: &d.turned,
+		a: x, aRow: 1, aStep: d.In, b: dy, bStep: d.Units, c: dw, cRow: d.Units, pairs: d.BF16,
 	}
 	if d.BF16 {
 		p.steps = (rows + 1) / 2
 		d.pairs, d.dPairs = grow(d.pairs, p.steps*d.In), grow(d.dPairs, p.steps*d.Units)
-		pairRows(d.pairs, x, rows, d.In)
-		pairRows(d.dPairs, dy, rows, d.Units)
+		joinRows(d.pairs, x, d.PairsIn, rows, d.In)
+		joinRows(d.dPairs, dy, d.PairsOut, rows, d.Units)
 		p.a, p.b = d.pairs, d.dPairs
+		if path == "amx" { // which wants the steps of a row side by side
+			d.turned = grow(d.turned, p.steps*d.In)
+			transpose(d.turned, p.a, p.steps, d.In)
+			p.a, p.aRow, p.aStep = d.turned, p.steps, 1
+		}
 	}
 	p.run()
-	sumRows(dbias[:d.Units], dy[:rows*d.Units])
+	if d.PairsOut {
+		clear(dbias[:d.Units])
+		sumPairs(dbias[:d.Units], d.dPairs, p.steps, &d.ones)
+	} else {
+		sumRows(dbias[:d.Units], dy[:rows*d.Units])
+	}
 }
 
 // MaxPool takes the maximum over Size x Size windows that do not overlap.
@@ -607,25 +728,36 @@ type ConvPool struct {
 	Conv
 	Size int // of the pool's windows, which do not overlap
 
-	strip []float32 // of the convolution's output: rows under one row of windows, or some images
-	which []int32   // place of each maximum in its window, row-major; none where the ReLU cut it off
-	dz    []float32 // gradient of the convolution's output of some images
+	which  []int32   // place of each maximum in its window, row-major; none where the ReLU cut it off
+	places []int8    // the same, where outputs are pairs
+	dz     []float32 // gradient of the convolution's output of some images
 }
 
 // none is the place of a maximum that has no gradient.
 const none = -1
 
-func (p *ConvPool) out() int { return p.OutHeight / p.Size * (p.OutWidth / p.Size) * p.Filters }
+// windows is how many an example has, with filters counted.
+func (p *ConvPool) windows() int {
+	return p.OutHeight / p.Size * (p.OutWidth / p.Size) * p.Filters
+}
 
 // Forward computes y for rows examples; relu must be set.
 func (p *ConvPool) Forward(y, x, w, bias []float32, rows int, relu bool) {
-	in, out := p.Height*p.Width*p.Channels, p.out()
+	in, _ := p.sizes()
+	out := p.windows()
 	line, row := p.OutWidth*p.Filters, p.OutWidth/p.Size*p.Filters
-	if len(p.which) < rows*out {
+	if p.PairsOut && len(p.places) < rows*out {
+		p.places = make([]int8, rows*out)
+	}
+	if !p.PairsOut && len(p.which) < rows*out {
 		p.which = make([]int32, rows*out)
 	}
 	pooled := func(r, py int, strip []float32) {
 		at := r*out + py*row
+		if p.PairsOut {
+			poolPairs(y[at/2:][:row/2], p.places[at:at+row], strip, line, p.Filters)
+			return
+		}
 		pool(y[at:at+row], p.which[at:at+row], strip, p.Size, line, p.Filters)
 	}
 	if p.Winograd {
@@ -642,12 +774,15 @@ func (p *ConvPool) Forward(y, x, w, bias []float32, rows int, relu bool) {
 		}
 		return
 	}
-	p.strip = grow(p.strip, p.Size*line)
+	step := p.some(p.Size, line) / p.Size
 	for r := range rows {
-		p.load(x[r*in:][:in], w, bias, relu)
-		for py := range p.OutHeight / p.Size {
-			p.rows(p.strip, py*p.Size, p.Size)
-			pooled(r, py, p.strip)
+		p.load(x[r*in:][:in], w, bias, relu && !p.PairsOut) // its pool clamps pairs
+		for py := 0; py < p.OutHeight/p.Size; py += step {
+			n := min(step, p.OutHeight/p.Size-py)
+			p.rows(p.strip, py*p.Size, n*p.Size)
+			for i := range n {
+				pooled(r, py+i, p.strip[i*p.Size*line:])
+			}
 		}
 	}
 }
@@ -668,7 +803,7 @@ func (p *ConvPool) Window(y []float32, line int, x, w, bias []float32, top, left
 
 // unpooled spreads the gradient of n examples from r on over the convolution's output.
 func (p *ConvPool) unpooled(dy []float32, r, n int) []float32 {
-	out, line, row := p.out(), p.OutWidth*p.Filters, p.OutWidth/p.Size*p.Filters
+	out, line, row := p.windows(), p.OutWidth*p.Filters, p.OutWidth/p.Size*p.Filters
 	p.dz = grow(p.dz, p.together()*p.OutHeight*line) // what no window covers stays zero
 	for i := range n {
 		for py := range p.OutHeight / p.Size {
@@ -679,24 +814,55 @@ func (p *ConvPool) unpooled(dy []float32, r, n int) []float32 {
 	return p.dz
 }
 
+// unpooledPairs does so for the pairs of example r, in an image whose lines of pixels
+// with channels pairs each are so wide.
+func (p *ConvPool) unpooledPairs(image, dy []float32, r, width, channels int) {
+	out, row := p.windows(), p.OutWidth/p.Size*p.Filters
+	for py := range p.OutHeight / p.Size {
+		at := r*out + py*row
+		unpoolPairs(image[py*p.Size*width*channels:], dy[at/2:], p.places[at:at+row], width*channels, p.Filters)
+	}
+}
+
 // BackwardInput computes dx from dy and the weights arranged by Turn; see Weighted for
 // the mask.
 func (p *ConvPool) BackwardInput(dx, dy, turned, mask []float32, rows int) {
-	in, step := p.Height*p.Width*p.Channels, p.together()
+	in, out := p.sizes()
+	step := p.together()
 	for r := 0; r < rows; r += step {
 		n := min(step, rows-r)
-		p.Conv.BackwardInput(dx[r*in:], p.unpooled(dy, r, n), turned, nil, n)
-		maskInput(dx[r*in:][:n*in], mask, r*in)
+		dx, mask := dx[r*in:][:n*in], rest(mask, r*in)
+		switch {
+		case !p.PairsOut:
+			p.Conv.BackwardInput(dx, p.unpooled(dy, r, n), turned, mask, n)
+		case p.direct():
+			first := &p.parts()[0].Conv
+			image, width, channels := first.bordered()
+			p.unpooledPairs(image[(first.Padding*width+first.Padding)*channels:], dy, r, width, channels)
+			first.over(image, width, channels, turned, nil, false)
+			p.weave(dx, mask)
+		default:
+			p.dz = grow(p.dz, out)
+			p.unpooledPairs(p.dz, dy, r, p.OutWidth, p.Filters/2)
+			p.addTaps(dx, p.dz, turned, mask)
+		}
 	}
 }
 
 // BackwardWeight computes dw and dbias, summed over the rows.
 func (p *ConvPool) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
-	in, step := p.Height*p.Width*p.Channels, p.together()
+	in, out := p.sizes()
+	step := p.together()
 	p.beginWeight(dw, dbias)
 	for r := 0; r < rows; r += step {
 		n := min(step, rows-r)
-		p.addWeights(dw, dbias, x[r*in:], p.unpooled(dy, r, n), n)
+		if p.PairsOut {
+			p.dz = grow(p.dz, out)
+			p.unpooledPairs(p.dz, dy, r, p.OutWidth, p.Filters/2)
+			p.addWeights(dw, dbias, x[r*in:], p.dz, n)
+		} else {
+			p.addWeights(dw, dbias, x[r*in:], p.unpooled(dy, r, n), n)
+		}
 	}
 	p.endWeight(dw)
 }

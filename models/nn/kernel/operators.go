@@ -186,7 +186,7 @@ func (a *Affine) Turn(turned, w []float32) { copy(turned, w) }
 
 func (a *Affine) BackwardInput(dx, dy, turned, mask []float32, rows int) {
 	scale(dx, dy, turned[:a.Channels], nil, rows*a.Pixels)
-	maskInput(dx[:rows*a.Pixels*a.Channels], mask, 0)
+	maskInput(dx[:rows*a.Pixels*a.Channels], mask)
 }
 
 func (a *Affine) BackwardWeight(dw, dbias, x, dy []float32, rows int) {

@@ -37,8 +37,9 @@ type tile struct {
 	cRow               uintptr
 	mask               uintptr // avx512: bits of the columns in use; avx2: address of 8 lanes
 	flags              uintptr // 1: add to c; 2: clamp at 0
-	lines              uintptr // the micro-kernel counts them down, and moves a and c on
-	aLine, cLine       uintptr
+	lines              uintptr // the micro-kernel counts them down, and moves a, b and c on
+	aLine, bLine       uintptr
+	cLine              uintptr
 }
 
 // lanes holds a mask of k leading lanes at lanes[8-k].
@@ -106,7 +107,7 @@ func (p *product) vectors(set set) {
 		bStep: uintptr(p.bStep) * float,
 		bNext: uintptr(p.bSegment-p.steps*p.bStep) * float,
 		cRow:  uintptr(p.cRow) * float,
-		aLine: uintptr(p.aLine) * float, cLine: uintptr(p.cLine) * float,
+		aLine: uintptr(p.aLine) * float, bLine: uintptr(p.bLine) * float, cLine: uintptr(p.cLine) * float,
 	}
 	if p.add {
 		t.flags |= 1
@@ -124,16 +125,16 @@ func (p *product) vectors(set set) {
 				t.mask = uintptr(unsafe.Pointer(&lanes[8-columns])) // a global: never moves
 			}
 		}
-		t.b = unsafe.Pointer(&p.b[j])
 		if p.bias != nil {
 			t.bias = unsafe.Pointer(&p.bias[j])
 		}
 		for i, n := 0, 0; n < tiles; n++ {
 			next := p.m * (n + 1) / tiles // tiles of even height: none is left with a row or two
 			t.a = unsafe.Pointer(&p.a[i*p.aRow])
+			t.b = unsafe.Pointer(&p.b[j])
 			t.c = unsafe.Pointer(&p.c[i*p.cRow+j])
 			t.lines = uintptr(max(1, p.lines))
-			micro(set, next-i, vectors, masked, (*[17]uintptr)(unsafe.Pointer(&t)))
+			micro(set, next-i, vectors, masked, (*[18]uintptr)(unsafe.Pointer(&t)))
 			i = next
 		}
 		j += columns
@@ -196,6 +197,9 @@ func clamp(v []float32) {
 // srcRow and dstRow apart.
 func transposeTo(dst, src []float32, rows, columns, dstRow, srcRow int) {
 	switch {
+	case columns == 1 && srcRow == 1:
+		copy(dst[:rows], src)
+		return
 	case rows == 1:
 		for i, v := range src[:columns] {
 			dst[i*dstRow] = v
@@ -233,12 +237,35 @@ func adam(p, m, v, average, grad []float32, c *AdamStep) {
 	adamPortable(p[i:], m[i:], v[i:], average[i:], grad[i:], c)
 }
 
-func roundTo(dst, src []float32) {
+func roundTo(dst, src, mask []float32, relu bool) {
 	if !HasBF16() {
-		roundPortable(dst, src)
+		roundPortable(dst, src, mask, relu)
 		return
 	}
-	roundVectors(&dst[0], &src[0], len(src))
+	floor, masks := float32(math.Inf(-1)), (*float32)(nil)
+	if relu {
+		floor = 0
+	}
+	if mask != nil {
+		masks = &mask[0]
+	}
+	roundVectors(&dst[0], &src[0], masks, len(src), floor)
+}
+
+func joinTo(dst, src []float32, lines, dstLine, srcLine, count, far, step, n int) {
+	if !HasBF16() {
+		joinPortable(dst, src, lines, dstLine, srcLine, count, far, step, n)
+		return
+	}
+	joinVectors(&dst[0], &src[0], lines, dstLine*4, srcLine*4, count, far*4, step*4, n, both(far))
+}
+
+// both is the mask of vectors of which the second is 0 where far is 0.
+func both(far int) int {
+	if far == 0 {
+		return 0
+	}
+	return 0xffff
 }
 
 func pairTo(dst, src []float32, count, n, far, step int) {
@@ -246,11 +273,7 @@ func pairTo(dst, src []float32, count, n, far, step int) {
 		pairPortable(dst, src, count, n, far, step)
 		return
 	}
-	both := 0xffff
-	if far == 0 {
-		both = 0
-	}
-	pairVectors(&dst[0], &src[0], count, n, far*4, step*4, both)
+	pairVectors(&dst[0], &src[0], count, n, far*4, step*4, both(far))
 }
 
 func pool(y []float32, which []int32, strip []float32, size, line, channels int) {
@@ -269,6 +292,24 @@ func unpool(strip, dy []float32, which []int32, size, line, channels int) {
 	}
 	_, _ = which[len(dy)-1], strip[line+2*len(dy)-1]
 	unpoolVectors(&strip[0], &dy[0], &which[0], len(dy)/channels, channels/8, line*4)
+}
+
+func poolPairs(y []float32, which []int8, strip []float32, line, channels int) {
+	if !HasBF16() || channels%16 != 0 || len(which) == 0 {
+		poolPairsPortable(y, which, strip, line, channels)
+		return
+	}
+	_, _ = y[len(which)/2-1], strip[line+2*len(which)-1]
+	poolHalves(&y[0], &which[0], &strip[0], len(which)/channels, channels/16, line*4)
+}
+
+func unpoolPairs(image, dy []float32, which []int8, line, channels int) {
+	if !HasBF16() || channels%16 != 0 || len(which) == 0 {
+		unpoolPairsPortable(image, dy, which, line, channels)
+		return
+	}
+	_, _ = dy[len(which)/2-1], image[line+len(which)-1]
+	unpoolHalves(&image[0], &dy[0], &which[0], len(which)/channels, channels/16, line*4)
 }
 
 // vectors applies the transform to n vectors of tiles, if the path can.

@@ -4,7 +4,7 @@
 
 #include "textflag.h"
 
-// func avx512_1x1(t *[17]uintptr)
+// func avx512_1x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -66,6 +66,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -73,7 +75,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_1x1m(t *[17]uintptr)
+// func avx512_1x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -139,6 +141,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -146,7 +150,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x1(t *[17]uintptr)
+// func bf16_1x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -209,6 +213,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -216,7 +222,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x1m(t *[17]uintptr)
+// func bf16_1x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -283,6 +289,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -290,7 +298,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_1x2(t *[17]uintptr)
+// func avx512_1x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -359,6 +367,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -366,7 +376,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_1x2m(t *[17]uintptr)
+// func avx512_1x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -439,6 +449,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -446,7 +458,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x2(t *[17]uintptr)
+// func bf16_1x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -517,6 +529,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -524,7 +538,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x2m(t *[17]uintptr)
+// func bf16_1x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -599,6 +613,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -606,7 +622,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x1(t *[17]uintptr)
+// func avx512_2x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -677,6 +693,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -684,7 +702,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x1m(t *[17]uintptr)
+// func avx512_2x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -759,6 +777,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -766,7 +786,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x1(t *[17]uintptr)
+// func bf16_2x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -839,6 +859,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -846,7 +868,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x1m(t *[17]uintptr)
+// func bf16_2x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -923,6 +945,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -930,7 +954,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x2(t *[17]uintptr)
+// func avx512_2x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -1014,6 +1038,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -1021,7 +1047,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x2m(t *[17]uintptr)
+// func avx512_2x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1109,6 +1135,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -1116,7 +1144,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x2(t *[17]uintptr)
+// func bf16_2x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -1204,6 +1232,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -1211,7 +1241,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x2m(t *[17]uintptr)
+// func bf16_2x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1303,6 +1333,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -1310,7 +1342,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x1(t *[17]uintptr)
+// func avx512_3x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -1390,6 +1422,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -1397,7 +1431,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x1m(t *[17]uintptr)
+// func avx512_3x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1481,6 +1515,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -1488,7 +1524,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x1(t *[17]uintptr)
+// func bf16_3x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -1571,6 +1607,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -1578,7 +1616,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x1m(t *[17]uintptr)
+// func bf16_3x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1665,6 +1703,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -1672,7 +1712,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x2(t *[17]uintptr)
+// func avx512_3x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -1771,6 +1811,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -1778,7 +1820,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x2m(t *[17]uintptr)
+// func avx512_3x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1881,6 +1923,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -1888,7 +1932,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x2(t *[17]uintptr)
+// func bf16_3x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -1993,6 +2037,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -2000,7 +2046,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x2m(t *[17]uintptr)
+// func bf16_3x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2109,6 +2155,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -2116,7 +2164,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x1(t *[17]uintptr)
+// func avx512_4x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -2206,6 +2254,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -2213,7 +2263,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x1m(t *[17]uintptr)
+// func avx512_4x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2307,6 +2357,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -2314,7 +2366,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x1(t *[17]uintptr)
+// func bf16_4x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -2408,6 +2460,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -2415,7 +2469,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x1m(t *[17]uintptr)
+// func bf16_4x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2513,6 +2567,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -2520,7 +2576,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x2(t *[17]uintptr)
+// func avx512_4x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -2635,6 +2691,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -2642,7 +2700,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x2m(t *[17]uintptr)
+// func avx512_4x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2761,6 +2819,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -2768,7 +2828,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x2(t *[17]uintptr)
+// func bf16_4x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -2891,6 +2951,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -2898,7 +2960,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x2m(t *[17]uintptr)
+// func bf16_4x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3025,6 +3087,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -3032,7 +3096,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x1(t *[17]uintptr)
+// func avx512_5x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -3131,6 +3195,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -3138,7 +3204,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x1m(t *[17]uintptr)
+// func avx512_5x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3241,6 +3307,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -3248,7 +3316,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x1(t *[17]uintptr)
+// func bf16_5x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -3352,6 +3420,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -3359,7 +3429,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x1m(t *[17]uintptr)
+// func bf16_5x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3467,6 +3537,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -3474,7 +3546,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x2(t *[17]uintptr)
+// func avx512_5x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -3604,6 +3676,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -3611,7 +3685,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x2m(t *[17]uintptr)
+// func avx512_5x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3745,6 +3819,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -3752,7 +3828,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x2(t *[17]uintptr)
+// func bf16_5x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -3892,6 +3968,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -3899,7 +3977,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x2m(t *[17]uintptr)
+// func bf16_5x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -4043,6 +4121,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -4050,7 +4130,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x1(t *[17]uintptr)
+// func avx512_6x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -4159,6 +4239,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -4166,7 +4248,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x1m(t *[17]uintptr)
+// func avx512_6x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -4279,6 +4361,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -4286,7 +4370,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x1(t *[17]uintptr)
+// func bf16_6x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -4401,6 +4485,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -4408,7 +4494,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x1m(t *[17]uintptr)
+// func bf16_6x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -4527,6 +4613,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -4534,7 +4622,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x2(t *[17]uintptr)
+// func avx512_6x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -4680,6 +4768,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -4687,7 +4777,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x2m(t *[17]uintptr)
+// func avx512_6x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -4837,6 +4927,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -4844,7 +4936,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x2(t *[17]uintptr)
+// func bf16_6x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -5002,6 +5094,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -5009,7 +5103,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x2m(t *[17]uintptr)
+// func bf16_6x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -5171,6 +5265,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -5178,7 +5274,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x1(t *[17]uintptr)
+// func avx512_7x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -5296,6 +5392,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -5303,7 +5401,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x1m(t *[17]uintptr)
+// func avx512_7x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -5425,6 +5523,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -5432,7 +5532,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x1(t *[17]uintptr)
+// func bf16_7x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -5557,6 +5657,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -5564,7 +5666,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x1m(t *[17]uintptr)
+// func bf16_7x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -5693,6 +5795,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -5700,7 +5804,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x2(t *[17]uintptr)
+// func avx512_7x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -5861,6 +5965,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -5868,7 +5974,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x2m(t *[17]uintptr)
+// func avx512_7x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -6033,6 +6139,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -6040,7 +6148,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x2(t *[17]uintptr)
+// func bf16_7x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -6215,6 +6323,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -6222,7 +6332,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x2m(t *[17]uintptr)
+// func bf16_7x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -6401,6 +6511,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -6408,7 +6520,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x1(t *[17]uintptr)
+// func avx512_8x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -6539,6 +6651,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -6546,7 +6660,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x1m(t *[17]uintptr)
+// func avx512_8x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -6681,6 +6795,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -6688,7 +6804,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x1(t *[17]uintptr)
+// func bf16_8x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -6827,6 +6943,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -6834,7 +6952,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x1m(t *[17]uintptr)
+// func bf16_8x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -6977,6 +7095,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -6984,7 +7104,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x2(t *[17]uintptr)
+// func avx512_8x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -7164,6 +7284,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -7171,7 +7293,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x2m(t *[17]uintptr)
+// func avx512_8x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -7355,6 +7477,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -7362,7 +7486,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x2(t *[17]uintptr)
+// func bf16_8x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -7558,6 +7682,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -7565,7 +7691,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x2m(t *[17]uintptr)
+// func bf16_8x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -7765,6 +7891,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -7772,7 +7900,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x1(t *[17]uintptr)
+// func avx512_9x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -7912,6 +8040,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -7919,7 +8049,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x1m(t *[17]uintptr)
+// func avx512_9x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -8063,6 +8193,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -8070,7 +8202,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x1(t *[17]uintptr)
+// func bf16_9x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -8219,6 +8351,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -8226,7 +8360,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x1m(t *[17]uintptr)
+// func bf16_9x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -8379,6 +8513,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -8386,7 +8522,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x2(t *[17]uintptr)
+// func avx512_9x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -8581,6 +8717,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -8588,7 +8726,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x2m(t *[17]uintptr)
+// func avx512_9x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -8787,6 +8925,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -8794,7 +8934,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x2(t *[17]uintptr)
+// func bf16_9x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -9007,6 +9147,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -9014,7 +9156,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x2m(t *[17]uintptr)
+// func bf16_9x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -9231,6 +9373,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -9238,7 +9382,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x1(t *[17]uintptr)
+// func avx512_10x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -9387,6 +9531,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -9394,7 +9540,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x1m(t *[17]uintptr)
+// func avx512_10x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -9547,6 +9693,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -9554,7 +9702,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x1(t *[17]uintptr)
+// func bf16_10x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -9713,6 +9861,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -9720,7 +9870,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x1m(t *[17]uintptr)
+// func bf16_10x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -9883,6 +10033,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -9890,7 +10042,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x2(t *[17]uintptr)
+// func avx512_10x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -10100,6 +10252,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -10107,7 +10261,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x2m(t *[17]uintptr)
+// func avx512_10x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -10321,6 +10475,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -10328,7 +10484,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x2(t *[17]uintptr)
+// func bf16_10x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -10558,6 +10714,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -10565,7 +10723,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x2m(t *[17]uintptr)
+// func bf16_10x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -10799,6 +10957,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -10806,7 +10966,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x1(t *[17]uintptr)
+// func avx512_11x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -10964,6 +11124,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -10971,7 +11133,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x1m(t *[17]uintptr)
+// func avx512_11x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -11133,6 +11295,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -11140,7 +11304,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x1(t *[17]uintptr)
+// func bf16_11x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -11309,6 +11473,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -11316,7 +11482,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x1m(t *[17]uintptr)
+// func bf16_11x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -11489,6 +11655,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -11496,7 +11664,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x2(t *[17]uintptr)
+// func avx512_11x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -11721,6 +11889,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -11728,7 +11898,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x2m(t *[17]uintptr)
+// func avx512_11x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -11957,6 +12127,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -11964,7 +12136,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x2(t *[17]uintptr)
+// func bf16_11x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -12211,6 +12383,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -12218,7 +12392,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x2m(t *[17]uintptr)
+// func bf16_11x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -12469,6 +12643,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -12476,7 +12652,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x1(t *[17]uintptr)
+// func avx512_12x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -12643,6 +12819,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -12650,7 +12828,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x1m(t *[17]uintptr)
+// func avx512_12x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -12821,6 +12999,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -12828,7 +13008,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x1(t *[17]uintptr)
+// func bf16_12x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -13007,6 +13187,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -13014,7 +13196,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x1m(t *[17]uintptr)
+// func bf16_12x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -13197,6 +13379,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -13204,7 +13388,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x2(t *[17]uintptr)
+// func avx512_12x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -13444,6 +13628,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -13451,7 +13637,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x2m(t *[17]uintptr)
+// func avx512_12x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -13695,6 +13881,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -13702,7 +13890,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x2(t *[17]uintptr)
+// func bf16_12x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -13966,6 +14154,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -13973,7 +14163,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x2m(t *[17]uintptr)
+// func bf16_12x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -14241,6 +14431,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -14248,7 +14440,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x1(t *[17]uintptr)
+// func avx512_13x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -14424,6 +14616,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -14431,7 +14625,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x1m(t *[17]uintptr)
+// func avx512_13x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -14611,6 +14805,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -14618,7 +14814,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x1(t *[17]uintptr)
+// func bf16_13x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -14807,6 +15003,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -14814,7 +15012,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x1m(t *[17]uintptr)
+// func bf16_13x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -15007,6 +15205,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -15014,7 +15214,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x2(t *[17]uintptr)
+// func avx512_13x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -15269,6 +15469,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -15276,7 +15478,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x2m(t *[17]uintptr)
+// func avx512_13x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -15535,6 +15737,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -15542,7 +15746,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x2(t *[17]uintptr)
+// func bf16_13x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -15823,6 +16027,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -15830,7 +16036,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x2m(t *[17]uintptr)
+// func bf16_13x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -16115,6 +16321,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -16122,7 +16330,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x1(t *[17]uintptr)
+// func avx512_14x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -16307,6 +16515,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -16314,7 +16524,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x1m(t *[17]uintptr)
+// func avx512_14x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -16503,6 +16713,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -16510,7 +16722,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x1(t *[17]uintptr)
+// func bf16_14x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -16709,6 +16921,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -16716,7 +16930,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x1m(t *[17]uintptr)
+// func bf16_14x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -16919,6 +17133,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -16926,7 +17142,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x2(t *[17]uintptr)
+// func avx512_14x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -17196,6 +17412,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -17203,7 +17421,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x2m(t *[17]uintptr)
+// func avx512_14x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -17477,6 +17695,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -17484,7 +17704,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x2(t *[17]uintptr)
+// func bf16_14x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -17782,6 +18002,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -17789,7 +18011,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x2m(t *[17]uintptr)
+// func bf16_14x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -18091,6 +18313,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -18098,7 +18322,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_1x1(t *[17]uintptr)
+// func avx2_1x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -18160,6 +18384,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -18167,7 +18393,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_1x1m(t *[17]uintptr)
+// func avx2_1x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_1x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
@@ -18231,6 +18457,8 @@ store:
 	MOVQ       120(DI), AX
 	ADDQ       AX, (DI)
 	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
 	ADDQ       AX, 16(DI)
 	JMP        line
 
@@ -18238,7 +18466,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_1x2(t *[17]uintptr)
+// func avx2_1x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -18307,6 +18535,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -18314,7 +18544,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_2x1(t *[17]uintptr)
+// func avx2_2x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -18385,6 +18615,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -18392,7 +18624,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_2x1m(t *[17]uintptr)
+// func avx2_2x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_2x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
@@ -18465,6 +18697,8 @@ store:
 	MOVQ       120(DI), AX
 	ADDQ       AX, (DI)
 	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
 	ADDQ       AX, 16(DI)
 	JMP        line
 
@@ -18472,7 +18706,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_2x2(t *[17]uintptr)
+// func avx2_2x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -18556,6 +18790,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -18563,7 +18799,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_3x1(t *[17]uintptr)
+// func avx2_3x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_3x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -18643,6 +18879,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -18650,7 +18888,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_3x1m(t *[17]uintptr)
+// func avx2_3x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_3x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
@@ -18732,6 +18970,8 @@ store:
 	MOVQ       120(DI), AX
 	ADDQ       AX, (DI)
 	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
 	ADDQ       AX, 16(DI)
 	JMP        line
 
@@ -18739,7 +18979,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_3x2(t *[17]uintptr)
+// func avx2_3x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_3x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -18838,6 +19078,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -18845,7 +19087,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_4x1(t *[17]uintptr)
+// func avx2_4x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_4x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -18935,6 +19177,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -18942,7 +19186,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_4x1m(t *[17]uintptr)
+// func avx2_4x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_4x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
@@ -19034,6 +19278,8 @@ store:
 	MOVQ       120(DI), AX
 	ADDQ       AX, (DI)
 	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
 	ADDQ       AX, 16(DI)
 	JMP        line
 
@@ -19041,7 +19287,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_4x2(t *[17]uintptr)
+// func avx2_4x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_4x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -19156,6 +19402,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -19163,7 +19411,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_5x1(t *[17]uintptr)
+// func avx2_5x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_5x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -19262,6 +19510,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -19269,7 +19519,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_5x1m(t *[17]uintptr)
+// func avx2_5x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_5x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
@@ -19370,6 +19620,8 @@ store:
 	MOVQ       120(DI), AX
 	ADDQ       AX, (DI)
 	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
 	ADDQ       AX, 16(DI)
 	JMP        line
 
@@ -19377,7 +19629,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_5x2(t *[17]uintptr)
+// func avx2_5x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_5x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -19507,6 +19759,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -19514,7 +19768,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_6x1(t *[17]uintptr)
+// func avx2_6x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_6x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -19623,6 +19877,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -19630,7 +19886,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_6x1m(t *[17]uintptr)
+// func avx2_6x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_6x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
@@ -19741,6 +19997,8 @@ store:
 	MOVQ       120(DI), AX
 	ADDQ       AX, (DI)
 	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
 	ADDQ       AX, 16(DI)
 	JMP        line
 
@@ -19748,7 +20006,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func avx2_6x2(t *[17]uintptr)
+// func avx2_6x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_6x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
@@ -19894,6 +20152,8 @@ store:
 	MOVQ    120(DI), AX
 	ADDQ    AX, (DI)
 	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
 	ADDQ    AX, 16(DI)
 	JMP     line
 
@@ -19901,17 +20161,29 @@ done:
 	VZEROUPPER
 	RET
 
-// func amx_1x1(t *[25]uintptr)
+// func amx_1x1(t *[34]uintptr)
 TEXT ·amx_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -19922,8 +20194,7 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7b82c4
 	WORD $0x1384
 	LONG $0x00
@@ -19938,9 +20209,8 @@ bias:
 	LONG $0x00
 
 started:
-	MOVQ 64(DI), SI
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 240(DI), SI
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -19963,29 +20233,50 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7a82c4
 	WORD $0x1384
 	LONG $0x00
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x00000040, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
 	RET
 
-// func amx_1x2(t *[25]uintptr)
+// func amx_1x2(t *[34]uintptr)
 TEXT ·amx_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -19998,8 +20289,7 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7b82c4
 	WORD $0x1384
 	LONG $0x00
@@ -20020,9 +20310,8 @@ bias:
 	LONG $0x40
 
 started:
-	MOVQ 64(DI), SI
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 240(DI), SI
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -20050,32 +20339,53 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7a82c4
 	WORD $0x1384
 	LONG $0x00
 	LONG $0x4b7a82c4
 	WORD $0x138c
 	LONG $0x40
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x00000080, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
 	RET
 
-// func amx_1x3(t *[25]uintptr)
+// func amx_1x3(t *[34]uintptr)
 TEXT ·amx_1x3(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -20090,8 +20400,7 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7b82c4
 	WORD $0x1384
 	LONG $0x00
@@ -20118,9 +20427,8 @@ bias:
 	LONG $0x80
 
 started:
-	MOVQ 64(DI), SI
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 240(DI), SI
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -20153,8 +20461,7 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7a82c4
 	WORD $0x1384
 	LONG $0x00
@@ -20164,24 +20471,46 @@ step:
 	LONG $0x4b7a82c4
 	WORD $0x1394
 	LONG $0x80
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x000000c0, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
 	RET
 
-// func amx_1x4(t *[25]uintptr)
+// func amx_1x4(t *[34]uintptr)
 TEXT ·amx_1x4(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -20198,8 +20527,7 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7b82c4
 	WORD $0x1384
 	LONG $0x00
@@ -20232,9 +20560,8 @@ bias:
 	LONG $0xc0
 
 started:
-	MOVQ 64(DI), SI
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 240(DI), SI
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -20272,8 +20599,7 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
+	MOVQ 256(DI), R11
 	LONG $0x4b7a82c4
 	WORD $0x1384
 	LONG $0x00
@@ -20286,24 +20612,46 @@ step:
 	LONG $0x4b7a82c4
 	WORD $0x139c
 	LONG $0xc0
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x00000100, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
 	RET
 
-// func amx_2x1(t *[25]uintptr)
+// func amx_2x1(t *[34]uintptr)
 TEXT ·amx_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -20316,9 +20664,8 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
-	MOVQ 184(DI), AX
+	MOVQ 256(DI), R11
+	MOVQ 192(DI), AX
 	ADDQ R11, AX
 	LONG $0x4b7b82c4
 	WORD $0x1384
@@ -20340,11 +20687,10 @@ bias:
 	LONG $0x00
 
 started:
-	MOVQ 64(DI), SI
+	MOVQ 240(DI), SI
 	MOVQ 144(DI), R12
 	ADDQ SI, R12
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -20374,9 +20720,8 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
-	MOVQ 184(DI), AX
+	MOVQ 256(DI), R11
+	MOVQ 192(DI), AX
 	ADDQ R11, AX
 	LONG $0x4b7a82c4
 	WORD $0x1384
@@ -20384,24 +20729,46 @@ step:
 	LONG $0x4b7aa2c4
 	WORD $0x108c
 	LONG $0x00
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x00000040, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
 	RET
 
-// func amx_2x2(t *[25]uintptr)
+// func amx_2x2(t *[34]uintptr)
 TEXT ·amx_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 176(DI), R10
+	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 72(DI), AX
+	MOVQ AX, 264(DI)
 
 strip:
+	MOVQ 64(DI), AX
+	MOVQ AX, 240(DI)
+	MOVQ 264(DI), AX
+	MOVQ AX, 248(DI)
+	MOVQ 80(DI), AX
+	MOVQ AX, 256(DI)
+	ADDQ R13, 256(DI)
+	MOVQ 208(DI), R14
+
+line:
 	// the tiles start as c, as the bias, or as zero
 	MOVQ 96(DI), CX
 	CMPQ CX, $0x01
@@ -20418,9 +20785,8 @@ strip:
 	JMP  started
 
 add:
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
-	MOVQ 184(DI), AX
+	MOVQ 256(DI), R11
+	MOVQ 192(DI), AX
 	ADDQ R11, AX
 	LONG $0x4b7b82c4
 	WORD $0x1384
@@ -20454,11 +20820,10 @@ bias:
 	LONG $0x40
 
 started:
-	MOVQ 64(DI), SI
+	MOVQ 240(DI), SI
 	MOVQ 144(DI), R12
 	ADDQ SI, R12
-	MOVQ 72(DI), BX
-	ADDQ R13, BX
+	MOVQ 248(DI), BX
 	MOVQ 104(DI), DX
 
 segment:
@@ -20495,9 +20860,8 @@ step:
 	ADDQ 168(DI), BX
 	DECQ DX
 	JNZ  segment
-	MOVQ 80(DI), R11
-	ADDQ R13, R11
-	MOVQ 184(DI), AX
+	MOVQ 256(DI), R11
+	MOVQ 192(DI), AX
 	ADDQ R11, AX
 	LONG $0x4b7a82c4
 	WORD $0x1384
@@ -20511,8 +20875,18 @@ step:
 	LONG $0x4b7aa2c4
 	WORD $0x109c
 	LONG $0x40
+	MOVQ 216(DI), AX
+	ADDQ AX, 240(DI)
+	MOVQ 224(DI), AX
+	ADDQ AX, 248(DI)
+	MOVQ 232(DI), AX
+	ADDQ AX, 256(DI)
+	DECQ R14
+	JNZ  line
+	MOVQ 176(DI), AX
+	ADDQ AX, 264(DI)
 	ADDQ $0x00000080, R13
-	CMPQ R13, 192(DI)
+	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
@@ -20943,20 +21317,34 @@ stored:
 	VZEROUPPER
 	RET
 
-// func roundVectors(dst *float32, src *float32, n int)
-// Requires: AVX, AVX512F
-TEXT ·roundVectors(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), DI
-	MOVQ src+8(FP), SI
-	MOVQ n+16(FP), DX
+// func roundVectors(dst *float32, src *float32, mask *float32, n int, floor float32)
+// Requires: AVX, AVX512BW, AVX512F, SSE
+TEXT ·roundVectors(SB), NOSPLIT, $0-36
+	MOVQ         dst+0(FP), DI
+	MOVQ         src+8(FP), SI
+	MOVQ         mask+16(FP), R8
+	MOVQ         n+24(FP), DX
+	MOVSS        floor+32(FP), X3
+	VBROADCASTSS X3, Z3
+	VPXORD       Z4, Z4, Z4
 
 full:
-	CMPQ    DX, $0x20
-	JLT     tail
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	LONG    $0x4877f262
-	WORD    $0xd072
+	CMPQ        DX, $0x20
+	JLT         tail
+	VMOVUPS     (SI), Z0
+	VMOVUPS     64(SI), Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	TESTQ       R8, R8
+	JZ          store
+	VMOVDQU16   (R8), Z5
+	ADDQ        $0x40, R8
+	VPCMPGTW    Z4, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+
+store:
 	VMOVUPS Z2, (DI)
 	ADDQ    $0x80, SI
 	ADDQ    $0x40, DI
@@ -20964,29 +21352,104 @@ full:
 	JMP     full
 
 tail:
-	TESTQ     DX, DX
-	JZ        done
-	MOVQ      $0x0000000000000001, AX
-	MOVQ      DX, CX
-	SHLQ      CL, AX
-	DECQ      AX
-	KMOVW     AX, K1
-	SHRQ      $0x10, AX
-	KMOVW     AX, K2
-	INCQ      DX
-	SHRQ      $0x01, DX
-	MOVQ      $0x0000000000000001, AX
-	MOVQ      DX, CX
-	SHLQ      CL, AX
-	DECQ      AX
-	KMOVW     AX, K3
-	VMOVUPS.Z (SI), K1, Z0
-	VMOVUPS.Z 64(SI), K2, Z1
-	LONG      $0x4877f262
-	WORD      $0xd072
-	VMOVUPS   Z2, K3, (DI)
+	TESTQ       DX, DX
+	JZ          done
+	MOVQ        $0x0000000000000001, AX
+	MOVQ        DX, CX
+	SHLQ        CL, AX
+	DECQ        AX
+	KMOVW       AX, K1
+	SHRQ        $0x10, AX
+	KMOVW       AX, K2
+	INCQ        DX
+	SHRQ        $0x01, DX
+	MOVQ        $0x0000000000000001, AX
+	MOVQ        DX, CX
+	SHLQ        CL, AX
+	DECQ        AX
+	KMOVW       AX, K3
+	VMOVUPS.Z   (SI), K1, Z0
+	VMOVUPS.Z   64(SI), K2, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	TESTQ       R8, R8
+	JZ          last
+	VMOVUPS.Z   (R8), K3, Z5
+	VPCMPGTW    Z4, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+
+last:
+	VMOVUPS Z2, K3, (DI)
 
 done:
+	VZEROUPPER
+	RET
+
+// func joinVectors(dst *float32, src *float32, lines int, dstLine int, srcLine int, count int, far int, step int, n int, both int)
+// Requires: AVX, AVX512F
+TEXT ·joinVectors(SB), NOSPLIT, $0-80
+	MOVQ  dst+0(FP), DI
+	MOVQ  src+8(FP), SI
+	MOVQ  lines+16(FP), BX
+	MOVQ  far+48(FP), R8
+	MOVQ  step+56(FP), R9
+	MOVQ  n+64(FP), DX
+	MOVQ  both+72(FP), R10
+	KMOVW R10, K2
+	MOVQ  DX, R11
+	ANDQ  $0x0f, R11
+	MOVQ  $0x0000000000000001, AX
+	MOVQ  R11, CX
+	SHLQ  CL, AX
+	DECQ  AX
+	KMOVW AX, K1
+	KANDW K1, K2, K3
+	SHRQ  $0x04, DX
+
+line:
+	MOVQ DI, R14
+	MOVQ SI, AX
+	MOVQ count+40(FP), CX
+
+pair:
+	MOVQ  AX, R12
+	MOVQ  DX, R13
+	TESTQ R13, R13
+	JZ    tail
+
+full:
+	VPMOVZXWD   (R12), Z0
+	VPMOVZXWD.Z (R12)(R8*1), K2, Z1
+	VPSLLD      $0x10, Z1, Z1
+	VPORD       Z1, Z0, Z0
+	VMOVDQU32   Z0, (R14)
+	ADDQ        $0x20, R12
+	ADDQ        $0x40, R14
+	DECQ        R13
+	JNZ         full
+
+tail:
+	TESTQ       R11, R11
+	JZ          next
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPMOVZXWD.Z (R12)(R8*1), K3, Z1
+	VPSLLD      $0x10, Z1, Z1
+	VPORD       Z1, Z0, Z0
+	VMOVDQU32   Z0, K1, (R14)
+	LEAQ        (R14)(R11*4), R14
+
+next:
+	ADDQ R9, AX
+	DECQ CX
+	JNZ  pair
+	MOVQ dstLine+24(FP), R12
+	ADDQ R12, DI
+	MOVQ srcLine+32(FP), R12
+	ADDQ R12, SI
+	DECQ BX
+	JNZ  line
 	VZEROUPPER
 	RET
 
@@ -21091,8 +21554,7 @@ TEXT ·poolVectors(SB), NOSPLIT, $0-48
 	MOVQ         pixels+24(FP), CX
 	MOVQ         vectors+32(FP), BX
 	MOVQ         line+40(FP), R8
-	MOVQ         BX, R9
-	SHLQ         $0x05, R9
+	IMUL3Q       $0x20, BX, R9
 	MOVQ         $0x0000000000000001, AX
 	VMOVQ        AX, X0
 	VPBROADCASTD X0, Y11
@@ -21136,11 +21598,11 @@ vector:
 	VORPS     Y3, Y1, Y1
 	VMOVUPS   Y1, (DX)
 	ADDQ      $0x20, SI
-	ADDQ      $0x20, DI
-	ADDQ      $0x20, DX
 	ADDQ      $0x20, R10
 	ADDQ      $0x20, R11
 	ADDQ      $0x20, R12
+	ADDQ      $0x20, DI
+	ADDQ      $0x20, DX
 	DECQ      R13
 	JNZ       vector
 	ADDQ      R9, SI
@@ -21158,8 +21620,7 @@ TEXT ·unpoolVectors(SB), NOSPLIT, $0-48
 	MOVQ         pixels+24(FP), CX
 	MOVQ         vectors+32(FP), BX
 	MOVQ         line+40(FP), R8
-	MOVQ         BX, R9
-	SHLQ         $0x05, R9
+	IMUL3Q       $0x20, BX, R9
 	MOVQ         $0x0000000000000001, AX
 	VMOVQ        AX, X0
 	VPBROADCASTD X0, Y11
@@ -21192,16 +21653,136 @@ vector:
 	VPAND    (DI), Y1, Y1
 	VMOVDQU  Y1, (R12)
 	ADDQ     $0x20, SI
-	ADDQ     $0x20, DI
-	ADDQ     $0x20, DX
 	ADDQ     $0x20, R10
 	ADDQ     $0x20, R11
 	ADDQ     $0x20, R12
+	ADDQ     $0x20, DI
+	ADDQ     $0x20, DX
 	DECQ     R13
 	JNZ      vector
 	ADDQ     R9, SI
 	DECQ     CX
 	JNZ      pixel
+	VZEROUPPER
+	RET
+
+// func poolHalves(y *float32, which *int8, strip *float32, pixels int, vectors int, line int)
+// Requires: AVX, AVX512F
+TEXT ·poolHalves(SB), NOSPLIT, $0-48
+	MOVQ         strip+16(FP), SI
+	MOVQ         y+0(FP), DI
+	MOVQ         which+8(FP), DX
+	MOVQ         pixels+24(FP), CX
+	MOVQ         vectors+32(FP), BX
+	MOVQ         line+40(FP), R8
+	IMUL3Q       $0x40, BX, R9
+	MOVQ         $0x0000000000000001, AX
+	VPBROADCASTD AX, Z11
+	MOVQ         $0x0000000000000002, AX
+	VPBROADCASTD AX, Z12
+	MOVQ         $0x0000000000000003, AX
+	VPBROADCASTD AX, Z13
+	VPTERNLOGD   $0xff, Z14, Z14, Z14
+	VPXORD       Z10, Z10, Z10
+
+pixel:
+	LEAQ (SI)(R8*1), R10
+	LEAQ (SI)(R9*1), R11
+	LEAQ (R10)(R9*1), R12
+	MOVQ BX, R13
+
+vector:
+	VMOVUPS   (SI), Z0
+	VMOVDQA32 Z10, Z1
+	VMOVUPS   (R11), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z11, K1, Z1
+	VMOVUPS   (R10), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z12, K1, Z1
+	VMOVUPS   (R12), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z13, K1, Z1
+	VCMPPS    $0x1a, Z10, Z0, K1
+	VMOVDQA32 Z14, K1, Z1
+	VMAXPS    Z0, Z10, Z0
+	LONG      $0x487ef262
+	WORD      $0xc072
+	VMOVDQU   Y0, (DI)
+	VPMOVDB   Z1, (DX)
+	ADDQ      $0x40, SI
+	ADDQ      $0x40, R10
+	ADDQ      $0x40, R11
+	ADDQ      $0x40, R12
+	ADDQ      $0x20, DI
+	ADDQ      $0x10, DX
+	DECQ      R13
+	JNZ       vector
+	ADDQ      R9, SI
+	DECQ      CX
+	JNZ       pixel
+	VZEROUPPER
+	RET
+
+// func unpoolHalves(image *float32, dy *float32, which *int8, pixels int, vectors int, line int)
+// Requires: AVX, AVX2, AVX512BW, AVX512VL
+TEXT ·unpoolHalves(SB), NOSPLIT, $0-48
+	MOVQ         image+0(FP), SI
+	MOVQ         dy+8(FP), DI
+	MOVQ         which+16(FP), DX
+	MOVQ         pixels+24(FP), CX
+	MOVQ         vectors+32(FP), BX
+	MOVQ         line+40(FP), R8
+	IMUL3Q       $0x20, BX, R9
+	MOVQ         $0x0000000000000001, AX
+	VPBROADCASTW AX, Y11
+	MOVQ         $0x0000000000000002, AX
+	VPBROADCASTW AX, Y12
+	MOVQ         $0x0000000000000003, AX
+	VPBROADCASTW AX, Y13
+	VPXOR        Y10, Y10, Y10
+
+pixel:
+	LEAQ (SI)(R8*1), R10
+	LEAQ (SI)(R9*1), R11
+	LEAQ (R10)(R9*1), R12
+	MOVQ BX, R13
+
+vector:
+	VPMOVSXBW   (DX), Y0
+	VMOVDQU     (DI), Y1
+	VPCMPEQW    Y10, Y0, K1
+	VMOVDQU16.Z Y1, K1, Y2
+	VMOVDQU     Y2, (SI)
+	VPCMPEQW    Y11, Y0, K1
+	VMOVDQU16.Z Y1, K1, Y2
+	VMOVDQU     Y2, (R11)
+	VPCMPEQW    Y12, Y0, K1
+	VMOVDQU16.Z Y1, K1, Y2
+	VMOVDQU     Y2, (R10)
+	VPCMPEQW    Y13, Y0, K1
+	VMOVDQU16.Z Y1, K1, Y2
+	VMOVDQU     Y2, (R12)
+	ADDQ        $0x20, SI
+	ADDQ        $0x20, R10
+	ADDQ        $0x20, R11
+	ADDQ        $0x20, R12
+	ADDQ        $0x20, DI
+	ADDQ        $0x10, DX
+	DECQ        R13
+	JNZ         vector
+	ADDQ        R9, SI
+	DECQ        CX
+	JNZ         pixel
 	VZEROUPPER
 	RET
 

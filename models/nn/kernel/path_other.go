@@ -28,7 +28,19 @@ func adam(p, m, v, average, grad []float32, c *AdamStep) {
 	adamPortable(p, m, v, average, grad, c)
 }
 
-func roundTo(dst, src []float32) { roundPortable(dst, src) }
+func roundTo(dst, src, mask []float32, relu bool) { roundPortable(dst, src, mask, relu) }
+
+func joinTo(dst, src []float32, lines, dstLine, srcLine, count, far, step, n int) {
+	joinPortable(dst, src, lines, dstLine, srcLine, count, far, step, n)
+}
+
+func poolPairs(y []float32, which []int8, strip []float32, line, channels int) {
+	poolPairsPortable(y, which, strip, line, channels)
+}
+
+func unpoolPairs(image, dy []float32, which []int8, line, channels int) {
+	unpoolPairsPortable(image, dy, which, line, channels)
+}
 
 func pairTo(dst, src []float32, count, n, far, step int) {
 	pairPortable(dst, src, count, n, far, step)

@@ -5,412 +5,412 @@
 package kernel
 
 //go:noescape
-func avx512_1x1(t *[17]uintptr)
+func avx512_1x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_1x1m(t *[17]uintptr)
+func avx512_1x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_1x1(t *[17]uintptr)
+func bf16_1x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_1x1m(t *[17]uintptr)
+func bf16_1x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_1x2(t *[17]uintptr)
+func avx512_1x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_1x2m(t *[17]uintptr)
+func avx512_1x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_1x2(t *[17]uintptr)
+func bf16_1x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_1x2m(t *[17]uintptr)
+func bf16_1x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_2x1(t *[17]uintptr)
+func avx512_2x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_2x1m(t *[17]uintptr)
+func avx512_2x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_2x1(t *[17]uintptr)
+func bf16_2x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_2x1m(t *[17]uintptr)
+func bf16_2x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_2x2(t *[17]uintptr)
+func avx512_2x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_2x2m(t *[17]uintptr)
+func avx512_2x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_2x2(t *[17]uintptr)
+func bf16_2x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_2x2m(t *[17]uintptr)
+func bf16_2x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_3x1(t *[17]uintptr)
+func avx512_3x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_3x1m(t *[17]uintptr)
+func avx512_3x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_3x1(t *[17]uintptr)
+func bf16_3x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_3x1m(t *[17]uintptr)
+func bf16_3x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_3x2(t *[17]uintptr)
+func avx512_3x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_3x2m(t *[17]uintptr)
+func avx512_3x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_3x2(t *[17]uintptr)
+func bf16_3x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_3x2m(t *[17]uintptr)
+func bf16_3x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_4x1(t *[17]uintptr)
+func avx512_4x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_4x1m(t *[17]uintptr)
+func avx512_4x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_4x1(t *[17]uintptr)
+func bf16_4x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_4x1m(t *[17]uintptr)
+func bf16_4x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_4x2(t *[17]uintptr)
+func avx512_4x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_4x2m(t *[17]uintptr)
+func avx512_4x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_4x2(t *[17]uintptr)
+func bf16_4x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_4x2m(t *[17]uintptr)
+func bf16_4x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_5x1(t *[17]uintptr)
+func avx512_5x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_5x1m(t *[17]uintptr)
+func avx512_5x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_5x1(t *[17]uintptr)
+func bf16_5x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_5x1m(t *[17]uintptr)
+func bf16_5x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_5x2(t *[17]uintptr)
+func avx512_5x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_5x2m(t *[17]uintptr)
+func avx512_5x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_5x2(t *[17]uintptr)
+func bf16_5x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_5x2m(t *[17]uintptr)
+func bf16_5x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_6x1(t *[17]uintptr)
+func avx512_6x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_6x1m(t *[17]uintptr)
+func avx512_6x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_6x1(t *[17]uintptr)
+func bf16_6x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_6x1m(t *[17]uintptr)
+func bf16_6x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_6x2(t *[17]uintptr)
+func avx512_6x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_6x2m(t *[17]uintptr)
+func avx512_6x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_6x2(t *[17]uintptr)
+func bf16_6x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_6x2m(t *[17]uintptr)
+func bf16_6x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_7x1(t *[17]uintptr)
+func avx512_7x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_7x1m(t *[17]uintptr)
+func avx512_7x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_7x1(t *[17]uintptr)
+func bf16_7x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_7x1m(t *[17]uintptr)
+func bf16_7x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_7x2(t *[17]uintptr)
+func avx512_7x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_7x2m(t *[17]uintptr)
+func avx512_7x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_7x2(t *[17]uintptr)
+func bf16_7x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_7x2m(t *[17]uintptr)
+func bf16_7x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_8x1(t *[17]uintptr)
+func avx512_8x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_8x1m(t *[17]uintptr)
+func avx512_8x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_8x1(t *[17]uintptr)
+func bf16_8x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_8x1m(t *[17]uintptr)
+func bf16_8x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_8x2(t *[17]uintptr)
+func avx512_8x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_8x2m(t *[17]uintptr)
+func avx512_8x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_8x2(t *[17]uintptr)
+func bf16_8x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_8x2m(t *[17]uintptr)
+func bf16_8x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_9x1(t *[17]uintptr)
+func avx512_9x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_9x1m(t *[17]uintptr)
+func avx512_9x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_9x1(t *[17]uintptr)
+func bf16_9x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_9x1m(t *[17]uintptr)
+func bf16_9x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_9x2(t *[17]uintptr)
+func avx512_9x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_9x2m(t *[17]uintptr)
+func avx512_9x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_9x2(t *[17]uintptr)
+func bf16_9x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_9x2m(t *[17]uintptr)
+func bf16_9x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_10x1(t *[17]uintptr)
+func avx512_10x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_10x1m(t *[17]uintptr)
+func avx512_10x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_10x1(t *[17]uintptr)
+func bf16_10x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_10x1m(t *[17]uintptr)
+func bf16_10x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_10x2(t *[17]uintptr)
+func avx512_10x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_10x2m(t *[17]uintptr)
+func avx512_10x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_10x2(t *[17]uintptr)
+func bf16_10x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_10x2m(t *[17]uintptr)
+func bf16_10x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_11x1(t *[17]uintptr)
+func avx512_11x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_11x1m(t *[17]uintptr)
+func avx512_11x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_11x1(t *[17]uintptr)
+func bf16_11x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_11x1m(t *[17]uintptr)
+func bf16_11x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_11x2(t *[17]uintptr)
+func avx512_11x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_11x2m(t *[17]uintptr)
+func avx512_11x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_11x2(t *[17]uintptr)
+func bf16_11x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_11x2m(t *[17]uintptr)
+func bf16_11x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_12x1(t *[17]uintptr)
+func avx512_12x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_12x1m(t *[17]uintptr)
+func avx512_12x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_12x1(t *[17]uintptr)
+func bf16_12x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_12x1m(t *[17]uintptr)
+func bf16_12x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_12x2(t *[17]uintptr)
+func avx512_12x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_12x2m(t *[17]uintptr)
+func avx512_12x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_12x2(t *[17]uintptr)
+func bf16_12x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_12x2m(t *[17]uintptr)
+func bf16_12x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_13x1(t *[17]uintptr)
+func avx512_13x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_13x1m(t *[17]uintptr)
+func avx512_13x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_13x1(t *[17]uintptr)
+func bf16_13x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_13x1m(t *[17]uintptr)
+func bf16_13x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_13x2(t *[17]uintptr)
+func avx512_13x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_13x2m(t *[17]uintptr)
+func avx512_13x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_13x2(t *[17]uintptr)
+func bf16_13x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_13x2m(t *[17]uintptr)
+func bf16_13x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_14x1(t *[17]uintptr)
+func avx512_14x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_14x1m(t *[17]uintptr)
+func avx512_14x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_14x1(t *[17]uintptr)
+func bf16_14x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_14x1m(t *[17]uintptr)
+func bf16_14x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_14x2(t *[17]uintptr)
+func avx512_14x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_14x2m(t *[17]uintptr)
+func avx512_14x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_14x2(t *[17]uintptr)
+func bf16_14x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_14x2m(t *[17]uintptr)
+func bf16_14x2m(t *[18]uintptr)
 
 //go:noescape
-func avx2_1x1(t *[17]uintptr)
+func avx2_1x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_1x1m(t *[17]uintptr)
+func avx2_1x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_1x2(t *[17]uintptr)
+func avx2_1x2(t *[18]uintptr)
 
 //go:noescape
-func avx2_2x1(t *[17]uintptr)
+func avx2_2x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_2x1m(t *[17]uintptr)
+func avx2_2x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_2x2(t *[17]uintptr)
+func avx2_2x2(t *[18]uintptr)
 
 //go:noescape
-func avx2_3x1(t *[17]uintptr)
+func avx2_3x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_3x1m(t *[17]uintptr)
+func avx2_3x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_3x2(t *[17]uintptr)
+func avx2_3x2(t *[18]uintptr)
 
 //go:noescape
-func avx2_4x1(t *[17]uintptr)
+func avx2_4x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_4x1m(t *[17]uintptr)
+func avx2_4x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_4x2(t *[17]uintptr)
+func avx2_4x2(t *[18]uintptr)
 
 //go:noescape
-func avx2_5x1(t *[17]uintptr)
+func avx2_5x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_5x1m(t *[17]uintptr)
+func avx2_5x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_5x2(t *[17]uintptr)
+func avx2_5x2(t *[18]uintptr)
 
 //go:noescape
-func avx2_6x1(t *[17]uintptr)
+func avx2_6x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_6x1m(t *[17]uintptr)
+func avx2_6x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_6x2(t *[17]uintptr)
+func avx2_6x2(t *[18]uintptr)
 
 //go:noescape
-func amx_1x1(t *[25]uintptr)
+func amx_1x1(t *[34]uintptr)
 
 //go:noescape
-func amx_1x2(t *[25]uintptr)
+func amx_1x2(t *[34]uintptr)
 
 //go:noescape
-func amx_1x3(t *[25]uintptr)
+func amx_1x3(t *[34]uintptr)
 
 //go:noescape
-func amx_1x4(t *[25]uintptr)
+func amx_1x4(t *[34]uintptr)
 
 //go:noescape
-func amx_2x1(t *[25]uintptr)
+func amx_2x1(t *[34]uintptr)
 
 //go:noescape
-func amx_2x2(t *[25]uintptr)
+func amx_2x2(t *[34]uintptr)
 
 // addVectors adds src to dst.
 //
@@ -452,10 +452,15 @@ func adamVectors(p *float32, m *float32, v *float32, average *float32, grad *flo
 //go:noescape
 func transposeBlock(dst *float32, src *float32, rows int, columns int, dstRow int, srcRow int)
 
-// roundVectors rounds n floats to (n+1)/2 pairs of neighbours; an odd one's partner is 0.
+// roundVectors rounds n floats, at least floor, to (n+1)/2 pairs of neighbours; an odd one's partner is 0. They are 0 where those of mask, unless that is nil, are not positive.
 //
 //go:noescape
-func roundVectors(dst *float32, src *float32, n int)
+func roundVectors(dst *float32, src *float32, mask *float32, n int, floor float32)
+
+// joinVectors makes of lines of pixels with n bfloat16 each as many pairs, of a pixel and the one far bytes on, the next ones step bytes on; the second counts as 0 unless both is 0xffff.
+//
+//go:noescape
+func joinVectors(dst *float32, src *float32, lines int, dstLine int, srcLine int, count int, far int, step int, n int, both int)
 
 // pairVectors makes count rows of n pairs of floats, far bytes apart, the next row step bytes on; their second float counts as 0 unless both is 0xffff.
 //
@@ -471,6 +476,16 @@ func poolVectors(y *float32, which *int32, strip *float32, pixels int, vectors i
 //
 //go:noescape
 func unpoolVectors(strip *float32, dy *float32, which *int32, pixels int, vectors int, line int)
+
+// poolHalves is poolVectors on 16 channels at a time, with a ReLU after it and y rounded to pairs.
+//
+//go:noescape
+func poolHalves(y *float32, which *int8, strip *float32, pixels int, vectors int, line int)
+
+// unpoolHalves is unpoolVectors on pairs of 16 channels at a time.
+//
+//go:noescape
+func unpoolHalves(image *float32, dy *float32, which *int8, pixels int, vectors int, line int)
 
 //go:noescape
 func spreadInputs(dst *float32, src *float32, dstRow int, dstColumn int, srcRow int, srcColumn int, vectors int)

@@ -297,7 +297,7 @@ func (w *winograd) backward(dx, dy, weights, mask []float32, rows int) {
 		w.spread(&w.out, &spreadOutput, dy[r*w.out.size():], images)
 		w.multiply(&w.in, &w.out, weights, nil, images)
 		w.collect(&w.in, &scatterInput, dx[r*w.in.size():], images, false)
-		maskInput(dx[r*w.in.size():][:images*w.in.size()], mask, r*w.in.size())
+		maskInput(dx[r*w.in.size():][:images*w.in.size()], rest(mask, r*w.in.size()))
 	})
 }
 

@@ -11,13 +11,15 @@ import (
 // The AMX micro-kernel keeps rows x columns tiles of c in tile registers, each
 // up to 16 x 16. A tile of a is up to 16 rows of 16 pairs, one of b up to 16
 // pairs (rows) of 16 columns, and TDPBF16PS adds the product of the two to one
-// of c, up to 8192 multiply-adds. It starts one every 16 cycles and has its
-// result after 52, so four tiles of c are wanted to hide that; 2 x 2 of them need
-// four loads for four products, 1 x 4, for few rows, five.
+// of c, up to 8192 multiply-adds. It starts one every 16 cycles, as many as a has
+// rows, and a load of aligned rows takes half of that: 2 x 2 tiles of c need four
+// loads for four products, 1 x 4, for few rows, five.
 //
 // Tiles are configured, used and released in one function, which Go does not
 // preempt: what the operating system keeps of a thread between two of them has
-// no tiles in it.
+// no tiles in it. That costs as much as ten products, so one call does many lines:
+// products whose operands lie a line further each time, all of a strip of b before
+// the next.
 
 // Offsets in type tiles of package kernel, after the configuration.
 const (
@@ -35,9 +37,18 @@ const (
 	tilesBRow
 	tilesBStep
 	tilesBNext
+	tilesBStrip
 	tilesCRow
 	tilesCSecond
 	tilesWidth
+	tilesLines
+	tilesALine
+	tilesBLine
+	tilesCLine
+	tilesAAt // of the line in work: the micro-kernel's own, as the next three
+	tilesBAt
+	tilesCAt
+	tilesBStart // of the strip
 	tilesSize
 )
 
@@ -52,8 +63,7 @@ func tiles(rows, columns int) {
 	b := func(v int) int { return 4 + rows + v%(4-rows) }
 	aBase, cBase := []GPPhysical{RSI, R12}, []GPPhysical{R11, RAX}
 	locate := func() { // the places of c
-		MOVQ(field(tilesC), R11)
-		ADDQ(R13, R11)
+		MOVQ(field(tilesCAt), R11)
 		if rows > 1 {
 			MOVQ(field(tilesCSecond), RAX)
 			ADDQ(R11, RAX)
@@ -67,7 +77,23 @@ func tiles(rows, columns int) {
 	MOVQ(field(tilesCRow), R10)
 	XORQ(R13, R13) // bytes of the columns that are done
 
+	add := func(a, sum int) {
+		MOVQ(field(a), RAX)
+		ADDQ(RAX, field(sum))
+	}
+	start := func(of, at int) {
+		MOVQ(field(of), RAX)
+		MOVQ(RAX, field(at))
+	}
+	start(tilesB, tilesBStart)
 	Label("strip")
+	start(tilesA, tilesAAt)
+	start(tilesBStart, tilesBAt)
+	start(tilesC, tilesCAt)
+	ADDQ(R13, field(tilesCAt))
+	MOVQ(field(tilesLines), R14)
+
+	Label("line")
 	Comment("the tiles start as c, as the bias, or as zero")
 	MOVQ(field(tilesStart), RCX)
 	CMPQ(RCX, Imm(1))
@@ -98,13 +124,12 @@ func tiles(rows, columns int) {
 	}
 
 	Label("started")
-	MOVQ(field(tilesA), RSI)
+	MOVQ(field(tilesAAt), RSI)
 	if rows > 1 {
 		MOVQ(field(tilesASecond), R12)
 		ADDQ(RSI, R12)
 	}
-	MOVQ(field(tilesB), RBX)
-	ADDQ(R13, RBX)
+	MOVQ(field(tilesBAt), RBX)
 	MOVQ(field(tilesSegments), RDX)
 	advance := func(a, b int) {
 		for _, base := range aBase[:rows] {
@@ -137,6 +162,12 @@ func tiles(rows, columns int) {
 			tileStore(c(r, v), cBase[r], R10, 64*v)
 		}
 	}
+	add(tilesALine, tilesAAt)
+	add(tilesBLine, tilesBAt)
+	add(tilesCLine, tilesCAt)
+	DECQ(R14)
+	JNZ(LabelRef("line"))
+	add(tilesBStrip, tilesBStart)
 	ADDQ(U32(64*columns), R13)
 	CMPQ(R13, field(tilesWidth))
 	JLT(LabelRef("strip"))

@@ -236,6 +236,13 @@ func TestCase01VariablesAreRefused(t *testing.T) {
 		"definition={{workflow.name}}", "candidates={{=1+1}}", `candidates=[{"recipe": "\u007b\u007bworkflow.name}}", "seed": "1"}]`)
 }
 
+// An artifact by a tag is refused: results are remembered by the digests of what
+// they are made from.
+func TestArtifactByTag(t *testing.T) {
+	t.Parallel()
+	notAdmitted(t, "references with their digest", "model="+repository+":production", "dataset=https://example.com/digits")
+}
+
 // notAdmitted submits robustify with each parameter, all at once: argo takes ten
 // seconds to say that it was refused.
 func notAdmitted(t *testing.T, refusal string, parameters ...string) {

@@ -13,7 +13,7 @@ import (
 // Temper is upgraded as docs/kubernetes.md tells, while a model is in service:
 // the model stays, and no request fails (case 66). What makes the release another
 // one is a label in the server's image. (The last of those tests that run one by
-// one: nothing is remembered after it.)
+// one: it empties what is remembered, so that those after it do their work.)
 func TestCase66Upgrade(t *testing.T) {
 	const serve = registryOutside + "/temper/serve"
 	old := must(t, "", tool(t, "crane"), "digest", serve+":dev")

@@ -227,23 +227,19 @@ func TestCatalog(t *testing.T) {
 }
 
 func TestCase05Kustomization(t *testing.T) {
-	for _, folder := range []string{".", "controller"} {
-		m, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), folder)
-		if err != nil {
-			t.Fatalf("kustomize build %s: %v", folder, err)
-		}
-		data, err := m.AsYaml()
-		if err != nil {
-			t.Fatal(err)
-		}
-		docs, findings := lint.Parse(folder, data)
-		for _, f := range append(findings, lint.Check(docs)...) {
-			t.Error(f)
-		}
-		if folder == "." {
-			find[*triggersv1.EventListener](t, docs, "github")
-		}
+	m, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), ".")
+	if err != nil {
+		t.Fatalf("kustomize build: %v", err)
 	}
+	data, err := m.AsYaml()
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs, findings := lint.Parse(".", data)
+	for _, f := range append(findings, lint.Check(docs)...) {
+		t.Error(f)
+	}
+	find[*triggersv1.EventListener](t, docs, "github")
 }
 
 const (
@@ -372,6 +368,11 @@ func TestAPushRunsThePipelinesOfWhatItChanged(t *testing.T) {
 			for _, w := range pipeline.Spec.Workspaces {
 				if !slices.ContainsFunc(run.Spec.Workspaces, func(b pipelinev1.WorkspaceBinding) bool { return b.Name == w.Name }) {
 					t.Errorf("%s: gives its pipeline no workspace %s", run.Name, w.Name)
+				}
+			}
+			for _, w := range run.Spec.Workspaces {
+				if w.VolumeClaimTemplate != nil && run.Annotations["tekton.dev/auto-cleanup-pvc"] != "true" {
+					t.Errorf("%s: the claim of %s outlives it", run.Name, w.Name)
 				}
 			}
 			for _, s := range run.Spec.TaskRunSpecs {

@@ -162,13 +162,55 @@ func leaves(known templates) map[string]*wfv1.Template {
 	return found
 }
 
-// admits says whether the shipped admission policy takes a value for the
-// parameter "definition" of robustify; its expressions are evaluated here.
-func admits(t *testing.T, docs []lint.Document, value string) bool {
+// What is remembered of a step was made of all the same: an input that is not in
+// the key would give what was made of another. Only the tag is none of them, which
+// says where the result goes. What a name stands for, such as a model of the zoo,
+// is in the image: that is in the key too, wherever kustomize has it from.
+func TestMemoizedIsWhatWouldBeMade(t *testing.T) {
+	for _, folder := range []string{"base", "overlays/kind", "overlays/production", "overlays/kserve"} {
+		memoized := 0
+		for name, tmpl := range leaves(all(build(t, folder))) {
+			if tmpl.Memoize == nil {
+				continue
+			}
+			memoized++
+			if p := tmpl.Inputs.GetParameterByName("runner"); p == nil || p.Default == nil || p.Default.String() != tmpl.Container.Image {
+				t.Errorf("%s: %s: the runner in its key is not %s: %v", folder, name, tmpl.Container.Image, p)
+			}
+			key := func(changed string) string {
+				var arguments wfv1.Arguments
+				for _, p := range tmpl.Inputs.Parameters {
+					value := "one"
+					if p.Name == changed {
+						value = "another"
+					}
+					arguments.Parameters = append(arguments.Parameters, wfv1.Parameter{Name: p.Name, Value: wfv1.AnyStringPtr(value)})
+				}
+				got, err := common.ProcessArgs(tmpl, &arguments, globals, common.Parameters{}, false, "temper", nil)
+				if err != nil {
+					t.Fatalf("%s: %v", name, err)
+				}
+				return got.Memoize.Key
+			}
+			for _, p := range tmpl.Inputs.Parameters {
+				if same := key(p.Name) == key(""); same != (p.Name == "tag") {
+					t.Errorf("%s: another %s gives the same key: %v", name, p.Name, same)
+				}
+			}
+		}
+		if memoized != 4 {
+			t.Errorf("%s: %d steps are memoized", folder, memoized)
+		}
+	}
+}
+
+// admits says whether the shipped admission policy takes a value for a parameter of
+// robustify; its expressions are evaluated here.
+func admits(t *testing.T, docs []lint.Document, name, value string) bool {
 	t.Helper()
 	object := map[string]any{"spec": map[string]any{
 		"workflowTemplateRef": map[string]any{"name": "robustify"},
-		"arguments":           map[string]any{"parameters": []any{map[string]any{"name": "definition", "value": value}}},
+		"arguments":           map[string]any{"parameters": []any{map[string]any{"name": name, "value": value}}},
 	}}
 	var params map[string]any
 	if data, err := json.Marshal(all(docs)["robustify"]); err != nil {
@@ -205,7 +247,7 @@ func admits(t *testing.T, docs []lint.Document, value string) bool {
 			}
 		}
 	}
-	if validations != 2 {
+	if validations != 3 {
 		t.Fatalf("%d validations", validations)
 	}
 	return true
@@ -221,7 +263,7 @@ var globals = common.Parameters{"workflow.name": "evil", "workflow.parameters.re
 func TestCase01ParametersArriveAsOneArgument(t *testing.T) {
 	docs := shipped(t)
 	for _, value := range []string{"{{workflow.name}}", "{{ workflow.name}}", "a{{=1+1}}", "{{inputs.parameters.tag}}", `\u007b\u007Bworkflow.name}}`} {
-		if admits(t, docs, value) {
+		if admits(t, docs, "source", value) {
 			t.Errorf("the admission policy takes %s", value)
 		}
 	}
@@ -235,7 +277,7 @@ func TestCase01ParametersArriveAsOneArgument(t *testing.T) {
 	taken := []string{"'; touch /pwn #", "$(id)", "`id`", "a\nb", "\"}], \"command\": [\"/bin/sh\"]", `\`, "{workflow.name}", "}}", "{"}
 	long := strings.Repeat("x", 1<<20)
 	for _, value := range append(taken, long) {
-		if !admits(t, docs, value) {
+		if !admits(t, docs, "source", value) {
 			t.Errorf("the admission policy refuses %.80q", value)
 		}
 	}
@@ -277,6 +319,36 @@ func TestCase01ParametersArriveAsOneArgument(t *testing.T) {
 				t.Errorf("%s: %.80q changed the environment", name, value)
 			}
 		}
+	}
+}
+
+// An artifact is named by its digest: under a tag it may be another one tomorrow,
+// and what was made of the one would be remembered for the other.
+func TestArtifactsAreNamedByDigest(t *testing.T) {
+	docs := shipped(t)
+	const digest = "sha256:dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
+	for value, want := range map[string]bool{
+		"":                                     true,
+		"wong":                                 true,
+		"mnist#" + digest:                      true,
+		"registry.example.com/mnist@" + digest: true,
+		"registry.example.com/mnist:1@" + digest + "?mean=0.1307&std=0.3081": true,
+		"https://example.com/digits#" + digest:                               true,
+		"registry.example.com/mnist":                                         false,
+		"registry.example.com/mnist:latest":                                  false,
+		"registry.example.com/mnist@" + digest[:40]:                          false,
+		"registry.example.com/mnist@" + digest + "\n":                        false,
+		"registry.example.com/mnist@" + digest + "0":                         false,
+		"https://example.com/digits":                                         false,
+	} {
+		for _, name := range []string{"definition", "model", "dataset", "guard"} {
+			if got := admits(t, docs, name, value); got != want {
+				t.Errorf("%s=%s: taken: %v", name, value, got)
+			}
+		}
+	}
+	if !admits(t, docs, "repository", "registry.example.com/mnist") {
+		t.Error("a repository has no digest")
 	}
 }
 

@@ -75,8 +75,10 @@ EOF
     kubectl kustomize "$manifests" | apply
     rm -rf "$manifests"
   fi
-  # It looks at a workflow again after 10 s by default: the time of a short step.
-  kubectl -n argo set env deployment/workflow-controller DEFAULT_REQUEUE_TIME=1s >/dev/null
+  # It looks at a workflow again after 10 s by default: the time of a short step. The
+  # rest is what docs/kubernetes.md tells to set.
+  kubectl -n argo set env deployment/workflow-controller DEFAULT_REQUEUE_TIME=1s \
+    CACHE_GC_PERIOD=1h CACHE_GC_AFTER_NOT_HIT_DURATION=720h >/dev/null
   ready argo
 }
 

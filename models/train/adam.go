@@ -93,3 +93,14 @@ func (s *snapshot) update(gradient []float32, scale, rate float64, a Adam, decay
 		kernel.Adam(s.weights[lo:hi], s.m[lo:hi], s.v[lo:hi], s.ema[lo:hi], gradient[lo:hi], &c)
 	})
 }
+
+// Optimiser takes steps of Adam as training does, on all cores.
+type Optimiser struct{ state snapshot }
+
+// NewOptimiser makes one for a network's flat vector of weights, which it changes.
+func NewOptimiser(weights []float32) *Optimiser { return &Optimiser{newSnapshot(weights)} }
+
+// Step goes down the gradient times scale.
+func (o *Optimiser) Step(gradient []float32, scale, rate float64) {
+	o.state.update(gradient, scale, rate, Adam{Beta1: 0.9, Beta2: 0.999, Epsilon: 1e-8}, 0.999)
+}

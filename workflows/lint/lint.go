@@ -282,6 +282,9 @@ func (l *linter) pods() {
 				if retry := text(t, "retryStrategy", "expression"); retry != "" && !strings.Contains(retry, "not in [2, 3]") {
 					l.add(t, "pod", "template %s tries bad input and refusals again", text(t, "name"))
 				}
+				if longest := child(t, "retryStrategy", "backoff", "maxDuration"); longest != nil {
+					l.add(longest, "pod", "maxDuration counts from the start of the first try: a step that takes longer is never tried again")
+				}
 			}
 		}
 	case "Deployment":

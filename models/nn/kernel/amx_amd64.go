@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"unsafe"
 
@@ -42,6 +43,16 @@ type tiles struct {
 	aLine, bLine    uintptr
 	cLine           uintptr
 	_               [4]uintptr // the micro-kernel's own
+
+	// In the place of c: see finish.
+	scratch             unsafe.Pointer
+	out, beside         unsafe.Pointer
+	outRow, besideRow   uintptr
+	outLine, besideLine uintptr
+	floor               uintptr // a float32
+	rows                uintptr // of all tiles, or windows
+	below               uintptr // from the first tile's rows to the second's in scratch
+	_                   [3]uintptr
 }
 
 // shape configures the tiles of rows[i] x widths[j] values of c, for steps of
@@ -94,15 +105,22 @@ func (p *product) tile() {
 // on. Two tiles of rows, from one line or, where those are short, from two, go by two
 // of columns; one goes by four.
 func (p *product) passes(pairs, from int) {
+	if p.finish.places != nil {
+		p.windows(pairs)
+		return
+	}
 	if p.m <= tileSide {
 		one := *p
 		if two := *p; p.lines > 1 && p.bLine == 0 {
-			two.lines, two.aLine, two.cLine = p.lines/2, 2*p.aLine, 2*p.cLine
+			two.lines, two.aLine, two.cLine, two.finish.line = p.lines/2, 2*p.aLine, 2*p.cLine, 2*p.finish.line
 			two.strips([]int{p.m, p.m}, pairs, from, p.aLine, p.cLine)
 			if one.lines = p.lines % 2; one.lines == 0 {
 				return
 			}
-			one.a, one.c = p.a[two.lines*two.aLine:], p.c[two.lines*two.cLine:]
+			one.a, one.finish = p.a[two.lines*two.aLine:], p.finish.from(two.lines*2, 0)
+			if !p.finishes() {
+				one.c = p.c[two.lines*two.cLine:]
+			}
 		}
 		one.strips([]int{p.m}, pairs, from, 0, 0)
 		return
@@ -113,8 +131,24 @@ func (p *product) passes(pairs, from int) {
 		i := edge(at)
 		heights := []int{edge(at+1) - i, edge(at+2) - edge(at+1)}
 		part := *p
-		part.a, part.c = p.a[i*p.aRow:], p.c[i*p.cRow:]
+		part.a, part.finish = p.a[i*p.aRow:], p.finish.from(0, i)
+		if !p.finishes() {
+			part.c = p.c[i*p.cRow:]
+		}
 		part.strips(heights[:min(2, count-at)], pairs, from, heights[0]*p.aRow, heights[0]*p.cRow)
+	}
+}
+
+// windows computes pairs of lines by tiles whose rows are under windows, as many of one
+// line as of the other.
+func (p *product) windows(pairs int) {
+	count := (p.m + tileSide - 1) / tileSide
+	for tile := range count {
+		from, to := p.m/2*tile/count, p.m/2*(tile+1)/count
+		part := *p
+		part.lines, part.aLine = p.lines/2, 2*p.aLine
+		part.a, part.finish = p.a[2*from*p.aRow:], p.finish.from(0, from)
+		part.strips([]int{2 * (to - from), 2 * (to - from)}, pairs, 0, p.aLine, 0)
 	}
 }
 
@@ -134,7 +168,7 @@ func (p *product) strips(heights []int, pairs, from, aSecond, cSecond int) {
 	for j := 0; j < p.n; {
 		left := p.n - j
 		columns := min(4/len(heights), (left+tileSide-1)/tileSide)
-		if p.bStrip > 0 {
+		if p.bStrip > 0 || p.finishes() {
 			columns = min(columns, stripWidth/tileSide)
 		}
 		if columns == 4 && left < 4*tileSide {
@@ -152,9 +186,14 @@ func (p *product) strips(heights []int, pairs, from, aSecond, cSecond int) {
 			done = left / done * done
 		}
 		t.shape(heights, widths[:columns], pairs)
-		t.b, t.c, t.width = unsafe.Pointer(&p.b[at+from*row]), unsafe.Pointer(&p.c[j]), uintptr(done)*float
+		t.b, t.width = unsafe.Pointer(&p.b[at+from*row]), uintptr(done)*float
 		t.bRow, t.bStep, t.bNext = uintptr(row)*float, uintptr(pairs*row)*float, uintptr(segment-p.steps*row)*float
 		t.bStrip = uintptr(next) * float
+		if p.finishes() { // whole strips, all of them at once
+			p.finishing(&t, heights)
+			return
+		}
+		t.c = unsafe.Pointer(&p.c[j])
 		switch {
 		case p.add:
 			t.start = 1
@@ -163,6 +202,40 @@ func (p *product) strips(heights []int, pairs, from, aSecond, cSecond int) {
 		}
 		microTiles(len(heights), columns, (*tilesWords)(unsafe.Pointer(&t)))
 		j += done
+	}
+}
+
+// finishing runs a micro-kernel whose results are rounded to pairs.
+func (p *product) finishing(t *tiles, heights []int) {
+	const float = unsafe.Sizeof(float32(0))
+	f := &p.finish
+	t.bias = unsafe.Pointer(&p.bias[0])
+	t.scratch = f.scratch.place()
+	t.below = uintptr(heights[0]*stripWidth) * float
+	t.out, t.outRow, t.outLine = unsafe.Pointer(&f.out[0]), uintptr(f.row)*float, uintptr(f.line)*float
+	t.beside, t.besideRow, t.besideLine = nil, t.outRow, t.outLine
+	for _, h := range heights {
+		t.rows += uintptr(h)
+	}
+	if !f.relu {
+		t.floor = uintptr(math.Float32bits(float32(math.Inf(-1))))
+	}
+	words := (*tilesWords)(unsafe.Pointer(t))
+	switch {
+	case f.places != nil: // of a byte for each value
+		t.beside, t.besideRow, t.besideLine = unsafe.Pointer(&f.places[0]), t.outRow/2, t.outLine/2
+		t.rows /= 4
+		amx_2x2_pooled(words)
+	case f.mask != nil && len(heights) == 1:
+		t.beside = unsafe.Pointer(&f.mask[0])
+		amx_1x2_masked(words)
+	case f.mask != nil:
+		t.beside = unsafe.Pointer(&f.mask[0])
+		amx_2x2_masked(words)
+	case len(heights) == 1:
+		amx_1x2_rounded(words)
+	default:
+		amx_2x2_rounded(words)
 	}
 }
 

@@ -200,6 +200,17 @@ func halves(pairs []float32) []uint16 {
 	return unsafe.Slice((*uint16)(unsafe.Pointer(&pairs[0])), 2*len(pairs))
 }
 
+// sumPairs adds to sum rows of as many values, in pairs, but those whose place, unless
+// which is nil, is none.
+func sumPairs(sum, pairs []float32, which []int8, rows int) {
+	n := rows * len(sum)
+	_ = pairs[n/2-1]
+	if which != nil {
+		_ = which[n-1]
+	}
+	sumPairsTo(sum, pairs, which, rows)
+}
+
 // The portable forms.
 
 func roundPortable(dst, src, mask []float32, relu bool) {
@@ -243,6 +254,29 @@ func poolPairsPortable(y []float32, which []int8, strip []float32, line, channel
 		which[i] = int8(p)
 	}
 	roundPortable(y, best, nil, true)
+}
+
+// unpoolJoinedPortable sets the pairs of the pixels of windows of 2 x 2 to zero, but the
+// places which to dy: of its upper ones in top, of the lower ones line words on.
+func unpoolJoinedPortable(top, dy []float32, which []int8, line int) {
+	to, from := halves(top), halves(dy)
+	for i, place := range which {
+		for tap := range 4 {
+			at := 2*(tap/2*line+i) + tap%2
+			to[at] = 0
+			if int(place) == tap {
+				to[at] = from[i]
+			}
+		}
+	}
+}
+
+func sumPairsPortable(sum, pairs []float32, which []int8, rows int) {
+	for i := range rows * len(sum) {
+		if which == nil || which[i] >= 0 {
+			sum[i%len(sum)] += math.Float32frombits(uint32(halves(pairs)[i]) << 16)
+		}
+	}
 }
 
 // unpoolPairsPortable sets the windows in image, all pairs, to zero, but the places

@@ -140,11 +140,22 @@ func TestPairsStayInTheirOperands(t *testing.T) {
 		poolPairs(pooled, which, operand(line+2*out), line, channels)
 		image := pairs(line + out)
 		unpoolPairs(image, pooled, which, line, channels)
+		top := pairs(line + out)
+		unpoolJoin(top, pooled, which, line, channels)
+		sums := operand(channels)
+		clear(pooled) // sums of the same in another order may differ
+		for i := range halves(pooled) {
+			halves(pooled)[i] = bfloat16(float32(i%5 - 2))
+		}
+		clear(sums)
+		sumPairs(sums, pooled, which, windows)
+		odd := sums[:2*(1+rng.IntN(channels/2))]
+		sumPairs(odd, pooled, nil, out/len(odd))
 		places := make([]float32, out)
 		for i, place := range which {
 			places[i] = float32(place)
 		}
-		return slices.Concat(rounded, joined, pooled, places, image)
+		return slices.Concat(rounded, joined, pooled, places, image, top, sums)
 	}
 	for trial := range 60 {
 		want := run("portable", trial)

@@ -23,6 +23,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"unsafe"
 )
 
 // Path names the instruction set in use: one of Paths.
@@ -90,6 +91,7 @@ type product struct {
 	pairs                 bool // a and b hold pairs of bfloat16, see bf16.go
 	lines                 int
 	aLine, bLine, cLine   int
+	finish                finish
 }
 
 // stripWidth is how many columns AMX works on at a time: strips of b that lie together
@@ -139,8 +141,60 @@ func (p *product) check() {
 		}
 	}
 	c := lines*p.cLine + (p.m-1)*p.cRow + p.n - 1
+	if p.finishes() {
+		if p.finish.check(p.lines, p.m, p.n); !p.tiled() || p.bias == nil || p.n%stripWidth != 0 || p.steps > tileSide && p.steps%tileSide != 0 {
+			panic("kernel: only AMX finishes whole strips")
+		}
+		c = -1
+	}
 	if a >= len(p.a) || b >= len(p.b) || c >= len(p.c) || p.bias != nil && len(p.bias) < p.n || p.steps < 1 || p.segments < 1 {
 		panic(fmt.Sprintf("kernel: product %dx%d over %dx%d reaches beyond its operands: a %d of %d, b %d of %d, c %d of %d", p.m, p.n, p.segments, p.steps, a, len(p.a), b, len(p.b), c, len(p.c)))
+	}
+}
+
+// finish says how AMX rounds results to pairs, in the place of c: while it multiplies,
+// the results before are at hand, and the processor's vectors have nothing else to do.
+type finish struct {
+	out       []float32 // lines and rows of pairs of values, so far apart
+	line, row int
+	relu      bool
+	mask      []float32 // of the shape of out, if not nil: 0 where it is not positive
+	places    []int8    // for each value of out, if not nil, which is then of maxima of windows of 2 x 2
+	scratch   *scratch
+}
+
+// scratch is room for a block of results.
+type scratch [tileSide*2*stripWidth + tileSide]float32
+
+// place is where a cache line starts.
+func (s *scratch) place() unsafe.Pointer {
+	const line = 64
+	off := -uintptr(unsafe.Pointer(s)) % line
+	return unsafe.Pointer(&s[off/4])
+}
+
+func (p *product) finishes() bool { return p.finish.out != nil }
+
+// from is what f is some lines and rows, or windows, further.
+func (f finish) from(lines, rows int) finish {
+	if at := lines*f.line + rows*f.row; f.out != nil {
+		f.out, f.mask = f.out[at:], rest(f.mask, at)
+		if f.places != nil {
+			f.places = f.places[2*at:]
+		}
+	}
+	return f
+}
+
+// check panics where there is no room for lines of rows of n values.
+func (f *finish) check(lines, rows, n int) {
+	lines = max(1, lines)
+	if f.places != nil {
+		lines, rows = lines/2, rows/2
+	}
+	last := (lines-1)*f.line + (rows-1)*f.row + n/2 - 1
+	if last >= len(f.out) || f.mask != nil && last >= len(f.mask) || f.places != nil && 2*last+1 >= len(f.places) || f.scratch == nil {
+		panic(fmt.Sprintf("kernel: %d lines of %d results to finish are more than the %d words for them", lines, rows, len(f.out)))
 	}
 }
 

@@ -15,6 +15,7 @@ type Conv struct {
 	tiles  *winograd
 	image  product   // the product over one input, but for the rows of the output
 	width  int       // of the input with its border, in values of a
+	shift  int       // between copies of a narrow input
 	above  int       // rows of border above the first filter
 	padded []float32 // one input with its border, which stays zero
 	halved []float32 // the same as pairs of bfloat16
@@ -25,6 +26,8 @@ type Conv struct {
 	xPairs []float32 // operands of the weight gradient as pairs of bfloat16
 	dPairs []float32
 	strip  []float32 // lines of a result, before they are rounded
+	block  *scratch  // the same, by AMX
+	zeros  []float32 // a bias
 	taps   *tapGradient
 }
 
@@ -68,9 +71,24 @@ func (c *Conv) paddedInput(x []float32) (image []float32, width int) {
 	return pad(c.padded, x, c.Height, c.Width, c.Channels, c.Padding), width
 }
 
-// packs says whether Forward multiplies bfloat16 values. The pairs are of
-// neighbouring channels, so one channel alone would gain nothing.
-func (c *Conv) packs() bool { return c.BF16 && c.Channels > 1 }
+// packs says whether Forward multiplies bfloat16 values. The pairs are of neighbouring
+// channels, so one channel alone would gain nothing, unless it is narrow.
+func (c *Conv) packs() bool { return c.BF16 && (c.Channels > 1 || c.narrow()) }
+
+// narrow says whether AMX computes the outputs of one channel, whose pairs are of
+// neighbouring pixels. An output must start with a pair: with a stride of 1 those in
+// odd columns start with one of another copy of the input.
+func (c *Conv) narrow() bool {
+	return c.tiled() && c.Channels == 1 && (c.Stride%2 == 0 || c.Stride == 1 && c.OutWidth%2 == 0)
+}
+
+// phases is how many copies of the input there are.
+func (c *Conv) phases() int {
+	if c.narrow() && c.Stride == 1 {
+		return 2
+	}
+	return 1
+}
 
 // fitsWinograd says whether Winograd may be set.
 func (c *Conv) fitsWinograd() bool { return c.Kernel == 3 && c.Stride == 1 }
@@ -128,8 +146,31 @@ func (c *Conv) Pack(packed, w []float32) []float32 {
 	if !c.packs() {
 		return w
 	}
-	pairStrips(packed, w, c.Kernel*c.Kernel, c.Channels, c.Filters)
+	if c.narrow() {
+		pairStrips(packed, w, c.Kernel, c.Kernel, c.Filters)
+	} else {
+		pairStrips(packed, w, c.Kernel*c.Kernel, c.Channels, c.Filters)
+	}
 	return packed
+}
+
+// narrowInput returns the copies of a narrow input, shift words from one to the next,
+// and the words of a line.
+func (c *Conv) narrowInput(x []float32) (copies []float32, line int) {
+	image, width := c.paddedInput(x)
+	height := c.Height + 2*c.Padding
+	line = (width + 1) / 2
+	c.shift = height*line + c.Kernel // the last output may read beyond the input, what its weights are 0 for
+	c.halved = grow(c.halved, c.phases()*c.shift)
+	if width%2 == 0 { // a pair from the end of a line to the next is read for weights of 0, too
+		width, height = width*height, 1
+	}
+	for phase := range c.phases() {
+		for y := range height {
+			round(c.halved[phase*c.shift+y*line:], image[y*width:][phase:width])
+		}
+	}
+	return c.halved, line
 }
 
 // bordered is room for one input as pairs, with its border.
@@ -175,12 +216,26 @@ func (c *Conv) Forward(y, x, w, bias []float32, rows int, relu bool) {
 			c.rows(y[r*out:], 0, c.OutHeight)
 			continue
 		}
+		if c.finishes() {
+			c.image.finish = finish{out: y[r*out:], line: line / 2, row: c.phases() * c.Filters / 2, relu: relu}
+			c.rows(nil, 0, c.OutHeight)
+			continue
+		}
 		for oy, n := 0, c.some(1, line); oy < c.OutHeight; oy += n {
 			n := min(n, c.OutHeight-oy)
 			c.rows(c.strip, oy, n)
 			roundMasked(y[r*out+oy*line/2:], c.strip[:n*line], nil, relu)
 		}
 	}
+}
+
+// finishes says whether AMX rounds the results, or pools them.
+func (c *Conv) finishes() bool {
+	steps := c.Kernel * ((c.Channels + 1) / 2)
+	if c.narrow() {
+		steps = (c.Kernel + 1) / 2
+	}
+	return c.tiled() && c.packs() && c.Filters%stripWidth == 0 && (steps <= tileSide || steps%tileSide == 0)
 }
 
 // some is how many lines of so many floats, a multiple of unit, are worked on at a
@@ -195,28 +250,34 @@ func (c *Conv) some(unit, line int) int {
 
 // load prepares for rows the rows of one example's output.
 func (c *Conv) load(x, w, bias []float32, relu bool) {
-	var image []float32
-	width, channels := 0, c.Channels
-	if c.packs() {
-		image, width, channels = c.pairedInput(x)
-	} else {
-		image, width = c.paddedInput(x)
+	switch {
+	case c.narrow():
+		image, line := c.narrowInput(x)
+		c.over(image, line, max(1, c.Stride/2), (c.Kernel+1)/2, w, bias, relu)
+	case c.packs():
+		image, width, channels := c.pairedInput(x)
+		c.over(image, width*channels, c.Stride*channels, c.Kernel*channels, w, bias, relu)
+	default:
+		image, width := c.paddedInput(x)
+		c.over(image, width*c.Channels, c.Stride*c.Channels, c.Kernel*c.Channels, w, bias, relu)
 	}
-	c.over(image, width, channels, w, bias, relu)
 }
 
-// over prepares for rows those of one example's output, given with its border.
-func (c *Conv) over(image []float32, width, channels int, w, bias []float32, relu bool) {
-	c.width, c.above = width*channels, c.Padding
+// over prepares for rows those of one example's output, given with its border: how long
+// a line of it is, how far one output is from the next, and how many steps a row of the
+// filters takes.
+func (c *Conv) over(image []float32, line, next, steps int, w, bias []float32, relu bool) {
+	c.width, c.above = line, c.Padding
+	phases := c.phases()
 	c.image = product{
-		m: c.OutWidth, n: c.Filters, steps: c.Kernel * channels,
-		a: image, aRow: c.Stride * channels, aStep: 1, aSegment: c.width,
-		b: w, bStep: c.Filters, bSegment: c.Kernel * channels * c.Filters,
-		cRow: c.Filters, bias: bias, relu: relu, pairs: c.packs(),
-		aLine: c.Stride * width * channels, cLine: c.OutWidth * c.Filters,
+		m: c.OutWidth / phases, n: c.Filters, steps: steps,
+		a: image, aRow: next, aStep: 1, aSegment: line,
+		b: w, bStep: c.Filters, bSegment: steps * c.Filters,
+		cRow: phases * c.Filters, bias: bias, relu: relu, pairs: c.packs(),
+		aLine: c.Stride * line, cLine: c.OutWidth * c.Filters,
 	}
 	if c.image.pairs && inStrips(c.Filters) {
-		c.image.bStep, c.image.bSegment = stripWidth, c.Kernel*channels*stripWidth
+		c.image.bStep, c.image.bSegment = stripWidth, steps*stripWidth
 		c.image.bStrip = c.Kernel * c.image.bSegment
 	}
 }
@@ -226,8 +287,18 @@ func (c *Conv) over(image []float32, width, channels int, w, bias []float32, rel
 // at least two where AMX takes two at a time.
 func (c *Conv) rows(y []float32, oy, n int) {
 	unit := 1
-	if c.image.tiled() && c.image.m <= tileSide {
+	if c.image.finish.places != nil || c.image.tiled() && c.image.m <= tileSide {
 		unit = 2
+	}
+	if c.image.finishes() {
+		if c.block == nil {
+			c.block = new(scratch)
+		}
+		c.image.finish.scratch = c.block
+		if c.image.bias == nil {
+			c.zeros = grow(c.zeros, c.image.n)
+			c.image.bias = c.zeros
+		}
 	}
 	first, end := oy, oy+n
 	under := func(oy int) (lo, hi int) { // of the rows of filters over a unit
@@ -241,7 +312,14 @@ func (c *Conv) rows(y []float32, oy, n int) {
 		p.segments = hi - lo
 		p.a = p.a[(oy*c.Stride+lo)*c.width:]
 		p.b = p.b[lo*p.bSegment:]
-		p.c = y[(oy-first)*p.cLine:]
+		switch {
+		case p.finish.places != nil:
+			p.finish = p.finish.from((oy-first)/2, 0)
+		case p.finishes():
+			p.finish = p.finish.from(oy-first, 0)
+		default:
+			p.c = y[(oy-first)*p.cLine:]
+		}
 		for same := true; same; {
 			p.lines += min(unit, end-oy)
 			oy += unit
@@ -249,6 +327,15 @@ func (c *Conv) rows(y []float32, oy, n int) {
 			same = oy < end && l == lo && h == hi
 		}
 		p.run()
+		if c.phases() > 1 {
+			p.a = p.a[c.shift:]
+			if p.finishes() {
+				p.finish.out = p.finish.out[c.Filters/2:]
+			} else {
+				p.c = p.c[c.Filters:]
+			}
+			p.run()
+		}
 	}
 }
 
@@ -260,7 +347,7 @@ func (c *Conv) Window(y []float32, line int, x, w, bias []float32, relu bool, to
 		c.winograd().window(y, line, x, w, bias, relu, top, left, height, width)
 		return
 	}
-	c.over(x, c.Width+2*c.Padding, c.Channels, w, bias, relu)
+	c.over(x, (c.Width+2*c.Padding)*c.Channels, c.Stride*c.Channels, c.Kernel*c.Channels, w, bias, relu)
 	c.image.m, c.image.a, c.image.cLine = width, x[left*c.image.aRow:], line
 	c.rows(y, top, height)
 }
@@ -395,6 +482,11 @@ func (c *Conv) weave(dx, mask []float32) {
 		maskInput(dx, mask)
 		return
 	}
+	if len(parts) == 1 && first.finishes() {
+		first.image.finish = finish{out: dx, line: image.cLine / 2, row: image.cRow / 2, mask: mask}
+		first.rows(nil, 0, first.OutHeight)
+		return
+	}
 	line := image.cLine
 	for at, n := 0, c.some(1, line); at < first.OutHeight; at += n {
 		lines(c.strip, at, n)
@@ -484,7 +576,8 @@ func (c *Conv) addWeights(dw, dbias, x, dy []float32, rows int) {
 	}
 	for r := range rows {
 		if c.tiled() {
-			c.tapGradient().add(dw, dbias, x[r*in:][:in], dy[r*out:][:out])
+			c.tapGradient().load(dbias, dy[r*out:][:out])
+			c.tapGradient().add(dw, x[r*in:][:in])
 		} else {
 			c.addWeight(dw, dbias, x[r*in:][:in], dy[r*out:][:out])
 		}
@@ -558,7 +651,6 @@ type Dense struct {
 	pairs, dPairs []float32 // operands as pairs of bfloat16
 	turned        []float32 // an operand, transposed
 	strip         []float32 // columns of a result, before they are rounded
-	ones          []float32
 }
 
 // Arranged makes Dense a Packer, with Pack.
@@ -664,7 +756,7 @@ func (d *Dense) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
 	p.run()
 	if d.PairsOut {
 		clear(dbias[:d.Units])
-		sumPairs(dbias[:d.Units], d.dPairs, p.steps, &d.ones)
+		sumPairs(dbias[:d.Units], dy, nil, rows)
 	} else {
 		sumRows(dbias[:d.Units], dy[:rows*d.Units])
 	}
@@ -777,6 +869,12 @@ func (p *ConvPool) Forward(y, x, w, bias []float32, rows int, relu bool) {
 	step := p.some(p.Size, line) / p.Size
 	for r := range rows {
 		p.load(x[r*in:][:in], w, bias, relu && !p.PairsOut) // its pool clamps pairs
+		if p.PairsOut && p.finishes() && p.phases() == 1 {
+			p.image.m = p.OutWidth / 2 * 2
+			p.image.finish = finish{out: y[r*out/2:], line: row / 2, row: p.Filters / 2, places: p.places[r*out:]}
+			p.rows(nil, 0, p.OutHeight/2*2)
+			continue
+		}
 		for py := 0; py < p.OutHeight/p.Size; py += step {
 			n := min(step, p.OutHeight/p.Size-py)
 			p.rows(p.strip, py*p.Size, n*p.Size)
@@ -839,7 +937,7 @@ func (p *ConvPool) BackwardInput(dx, dy, turned, mask []float32, rows int) {
 			first := &p.parts()[0].Conv
 			image, width, channels := first.bordered()
 			p.unpooledPairs(image[(first.Padding*width+first.Padding)*channels:], dy, r, width, channels)
-			first.over(image, width, channels, turned, nil, false)
+			first.over(image, width*channels, channels, first.Kernel*channels, turned, nil, false)
 			p.weave(dx, mask)
 		default:
 			p.dz = grow(p.dz, out)
@@ -851,16 +949,17 @@ func (p *ConvPool) BackwardInput(dx, dy, turned, mask []float32, rows int) {
 
 // BackwardWeight computes dw and dbias, summed over the rows.
 func (p *ConvPool) BackwardWeight(dw, dbias, x, dy []float32, rows int) {
-	in, out := p.sizes()
-	step := p.together()
+	in, _ := p.sizes()
 	p.beginWeight(dw, dbias)
-	for r := 0; r < rows; r += step {
-		n := min(step, rows-r)
-		if p.PairsOut {
-			p.dz = grow(p.dz, out)
-			p.unpooledPairs(p.dz, dy, r, p.OutWidth, p.Filters/2)
-			p.addWeights(dw, dbias, x[r*in:], p.dz, n)
-		} else {
+	if out := p.windows(); p.PairsOut {
+		for r := range rows {
+			p.tapGradient().loadPooled(dbias, dy[r*out/2:], p.places[r*out:][:out])
+			p.tapGradient().add(dw, x[r*in:][:in])
+		}
+	} else {
+		step := p.together()
+		for r := 0; r < rows; r += step {
+			n := min(step, rows-r)
 			p.addWeights(dw, dbias, x[r*in:], p.unpooled(dy, r, n), n)
 		}
 	}

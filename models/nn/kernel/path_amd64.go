@@ -312,6 +312,27 @@ func unpoolPairs(image, dy []float32, which []int8, line, channels int) {
 	unpoolHalves(&image[0], &dy[0], &which[0], len(which)/channels, channels/16, line*4)
 }
 
+func unpoolJoin(top, dy []float32, which []int8, line, channels int) {
+	if !HasBF16() || channels%16 != 0 || len(which) == 0 {
+		unpoolJoinedPortable(top, dy, which, line)
+		return
+	}
+	_, _ = dy[len(which)/2-1], top[line+len(which)-1]
+	unpoolJoined(&top[0], &dy[0], &which[0], len(which)/channels, channels/16, line*4)
+}
+
+func sumPairsTo(sum, pairs []float32, which []int8, rows int) {
+	if !HasBF16() {
+		sumPairsPortable(sum, pairs, which, rows)
+		return
+	}
+	places := (*int8)(nil)
+	if which != nil {
+		places = &which[0]
+	}
+	sumHalves(&sum[0], &pairs[0], places, rows, len(sum))
+}
+
 // vectors applies the transform to n vectors of tiles, if the path can.
 func (t *transform) vectors(dst []float32, to strides, src []float32, from strides, n int, relu bool) bool {
 	if path == "portable" || path == "avx2" || n == 0 {

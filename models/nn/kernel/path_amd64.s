@@ -20161,15 +20161,15 @@ done:
 	VZEROUPPER
 	RET
 
-// func amx_1x1(t *[34]uintptr)
+// func amx_1x1(t *[47]uintptr)
 TEXT ·amx_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 184(DI), R10
 	MOVQ 72(DI), AX
 	MOVQ AX, 264(DI)
 
@@ -20178,10 +20178,11 @@ strip:
 	MOVQ AX, 240(DI)
 	MOVQ 264(DI), AX
 	MOVQ AX, 248(DI)
+	MOVQ 208(DI), AX
+	MOVQ AX, 368(DI)
 	MOVQ 80(DI), AX
 	MOVQ AX, 256(DI)
 	ADDQ R13, 256(DI)
-	MOVQ 208(DI), R14
 
 line:
 	// the tiles start as c, as the bias, or as zero
@@ -20237,16 +20238,16 @@ step:
 	LONG $0x4b7a82c4
 	WORD $0x1384
 	LONG $0x00
-	MOVQ 216(DI), AX
-	ADDQ AX, 240(DI)
-	MOVQ 224(DI), AX
-	ADDQ AX, 248(DI)
 	MOVQ 232(DI), AX
 	ADDQ AX, 256(DI)
-	DECQ R14
+	MOVQ 216(DI), CX
+	ADDQ CX, 240(DI)
+	MOVQ 224(DI), CX
+	ADDQ CX, 248(DI)
+	DECQ 368(DI)
 	JNZ  line
-	MOVQ 176(DI), AX
-	ADDQ AX, 264(DI)
+	MOVQ 176(DI), CX
+	ADDQ CX, 264(DI)
 	ADDQ $0x00000040, R13
 	CMPQ R13, 200(DI)
 	JLT  strip
@@ -20254,15 +20255,15 @@ step:
 	BYTE $0xc0
 	RET
 
-// func amx_1x2(t *[34]uintptr)
+// func amx_1x2(t *[47]uintptr)
 TEXT ·amx_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 184(DI), R10
 	MOVQ 72(DI), AX
 	MOVQ AX, 264(DI)
 
@@ -20271,10 +20272,11 @@ strip:
 	MOVQ AX, 240(DI)
 	MOVQ 264(DI), AX
 	MOVQ AX, 248(DI)
+	MOVQ 208(DI), AX
+	MOVQ AX, 368(DI)
 	MOVQ 80(DI), AX
 	MOVQ AX, 256(DI)
 	ADDQ R13, 256(DI)
-	MOVQ 208(DI), R14
 
 line:
 	// the tiles start as c, as the bias, or as zero
@@ -20346,16 +20348,16 @@ step:
 	LONG $0x4b7a82c4
 	WORD $0x138c
 	LONG $0x40
-	MOVQ 216(DI), AX
-	ADDQ AX, 240(DI)
-	MOVQ 224(DI), AX
-	ADDQ AX, 248(DI)
 	MOVQ 232(DI), AX
 	ADDQ AX, 256(DI)
-	DECQ R14
+	MOVQ 216(DI), CX
+	ADDQ CX, 240(DI)
+	MOVQ 224(DI), CX
+	ADDQ CX, 248(DI)
+	DECQ 368(DI)
 	JNZ  line
-	MOVQ 176(DI), AX
-	ADDQ AX, 264(DI)
+	MOVQ 176(DI), CX
+	ADDQ CX, 264(DI)
 	ADDQ $0x00000080, R13
 	CMPQ R13, 200(DI)
 	JLT  strip
@@ -20363,15 +20365,15 @@ step:
 	BYTE $0xc0
 	RET
 
-// func amx_1x3(t *[34]uintptr)
+// func amx_1x3(t *[47]uintptr)
 TEXT ·amx_1x3(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 184(DI), R10
 	MOVQ 72(DI), AX
 	MOVQ AX, 264(DI)
 
@@ -20380,10 +20382,11 @@ strip:
 	MOVQ AX, 240(DI)
 	MOVQ 264(DI), AX
 	MOVQ AX, 248(DI)
+	MOVQ 208(DI), AX
+	MOVQ AX, 368(DI)
 	MOVQ 80(DI), AX
 	MOVQ AX, 256(DI)
 	ADDQ R13, 256(DI)
-	MOVQ 208(DI), R14
 
 line:
 	// the tiles start as c, as the bias, or as zero
@@ -20471,16 +20474,16 @@ step:
 	LONG $0x4b7a82c4
 	WORD $0x1394
 	LONG $0x80
-	MOVQ 216(DI), AX
-	ADDQ AX, 240(DI)
-	MOVQ 224(DI), AX
-	ADDQ AX, 248(DI)
 	MOVQ 232(DI), AX
 	ADDQ AX, 256(DI)
-	DECQ R14
+	MOVQ 216(DI), CX
+	ADDQ CX, 240(DI)
+	MOVQ 224(DI), CX
+	ADDQ CX, 248(DI)
+	DECQ 368(DI)
 	JNZ  line
-	MOVQ 176(DI), AX
-	ADDQ AX, 264(DI)
+	MOVQ 176(DI), CX
+	ADDQ CX, 264(DI)
 	ADDQ $0x000000c0, R13
 	CMPQ R13, 200(DI)
 	JLT  strip
@@ -20488,15 +20491,15 @@ step:
 	BYTE $0xc0
 	RET
 
-// func amx_1x4(t *[34]uintptr)
+// func amx_1x4(t *[47]uintptr)
 TEXT ·amx_1x4(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 184(DI), R10
 	MOVQ 72(DI), AX
 	MOVQ AX, 264(DI)
 
@@ -20505,10 +20508,11 @@ strip:
 	MOVQ AX, 240(DI)
 	MOVQ 264(DI), AX
 	MOVQ AX, 248(DI)
+	MOVQ 208(DI), AX
+	MOVQ AX, 368(DI)
 	MOVQ 80(DI), AX
 	MOVQ AX, 256(DI)
 	ADDQ R13, 256(DI)
-	MOVQ 208(DI), R14
 
 line:
 	// the tiles start as c, as the bias, or as zero
@@ -20612,16 +20616,16 @@ step:
 	LONG $0x4b7a82c4
 	WORD $0x139c
 	LONG $0xc0
-	MOVQ 216(DI), AX
-	ADDQ AX, 240(DI)
-	MOVQ 224(DI), AX
-	ADDQ AX, 248(DI)
 	MOVQ 232(DI), AX
 	ADDQ AX, 256(DI)
-	DECQ R14
+	MOVQ 216(DI), CX
+	ADDQ CX, 240(DI)
+	MOVQ 224(DI), CX
+	ADDQ CX, 248(DI)
+	DECQ 368(DI)
 	JNZ  line
-	MOVQ 176(DI), AX
-	ADDQ AX, 264(DI)
+	MOVQ 176(DI), CX
+	ADDQ CX, 264(DI)
 	ADDQ $0x00000100, R13
 	CMPQ R13, 200(DI)
 	JLT  strip
@@ -20629,15 +20633,603 @@ step:
 	BYTE $0xc0
 	RET
 
-// func amx_2x1(t *[34]uintptr)
+// func amx_1x2_rounded(t *[47]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·amx_1x2_rounded(SB), NOSPLIT, $0-8
+	MOVQ         t+0(FP), DI
+	LONG         $0x4978e2c4
+	BYTE         $0x07
+	MOVQ         120(DI), R8
+	MOVQ         152(DI), R9
+	XORQ         R13, R13
+	VBROADCASTSS 328(DI), Z3
+	VPXORD       Z10, Z10, Z10
+	XORQ         R10, R10
+	MOVQ         72(DI), AX
+	MOVQ         AX, 264(DI)
+
+strip:
+drain_strip:
+	TESTQ   R10, R10
+	JZ      drained_strip
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	JMP     drain_strip
+
+drained_strip:
+	MOVQ    64(DI), AX
+	MOVQ    AX, 240(DI)
+	MOVQ    264(DI), AX
+	MOVQ    AX, 248(DI)
+	MOVQ    208(DI), AX
+	MOVQ    AX, 368(DI)
+	MOVQ    88(DI), AX
+	VMOVUPS (AX)(R13*1), Z8
+	VMOVUPS 64(AX)(R13*1), Z9
+	MOVQ    R13, AX
+	SHRQ    $0x01, AX
+	MOVQ    280(DI), CX
+	ADDQ    AX, CX
+	MOVQ    CX, 352(DI)
+	MOVQ    288(DI), CX
+	ADDQ    AX, CX
+	MOVQ    CX, 360(DI)
+
+line:
+	LONG $0x497be2c4
+	BYTE $0xc0
+	LONG $0x497be2c4
+	BYTE $0xc8
+	MOVQ 240(DI), SI
+	MOVQ 248(DI), BX
+	MOVQ 104(DI), DX
+
+segment:
+	MOVQ 112(DI), CX
+
+step:
+	LONG    $0x4b7ba2c4
+	WORD    $0x06a4
+	LONG    $0x00
+	LONG    $0x4b7ba2c4
+	WORD    $0x0bac
+	LONG    $0x00
+	LONG    $0x5c52e2c4
+	BYTE    $0xc4
+	LONG    $0x4b7ba2c4
+	WORD    $0x0bb4
+	LONG    $0x40
+	LONG    $0x5c4ae2c4
+	BYTE    $0xcc
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+
+beside:
+	ADDQ 128(DI), SI
+	ADDQ 160(DI), BX
+	DECQ CX
+	JNZ  step
+	ADDQ 136(DI), SI
+	ADDQ 168(DI), BX
+	DECQ DX
+	JNZ  segment
+
+drain_line:
+	TESTQ   R10, R10
+	JZ      drained_line
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	JMP     drain_line
+
+drained_line:
+	MOVQ $0x0000000000000080, CX
+	MOVQ 272(DI), R11
+	MOVQ 344(DI), R15
+	ADDQ R11, R15
+	LONG $0x4b7ac2c4
+	WORD $0x0b84
+	LONG $0x00
+	LONG $0x4b7ac2c4
+	WORD $0x0b8c
+	LONG $0x40
+	MOVQ 336(DI), R10
+	MOVQ 360(DI), R14
+	MOVQ 320(DI), AX
+	ADDQ AX, 360(DI)
+	MOVQ 312(DI), AX
+	ADDQ AX, 352(DI)
+	MOVQ 352(DI), AX
+	SUBQ 312(DI), AX
+	MOVQ 216(DI), CX
+	ADDQ CX, 240(DI)
+	MOVQ 224(DI), CX
+	ADDQ CX, 248(DI)
+	DECQ 368(DI)
+	JNZ  line
+	MOVQ 176(DI), CX
+	ADDQ CX, 264(DI)
+	ADDQ $0x00000080, R13
+	CMPQ R13, 200(DI)
+	JLT  strip
+
+drain_end:
+	TESTQ   R10, R10
+	JZ      drained_end
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	JMP     drain_end
+
+drained_end:
+	LONG $0x4978e2c4
+	BYTE $0xc0
+	VZEROUPPER
+	RET
+
+// func amx_1x2_masked(t *[47]uintptr)
+// Requires: AVX, AVX512BW, AVX512F
+TEXT ·amx_1x2_masked(SB), NOSPLIT, $0-8
+	MOVQ         t+0(FP), DI
+	LONG         $0x4978e2c4
+	BYTE         $0x07
+	MOVQ         120(DI), R8
+	MOVQ         152(DI), R9
+	XORQ         R13, R13
+	VBROADCASTSS 328(DI), Z3
+	VPXORD       Z10, Z10, Z10
+	XORQ         R10, R10
+	MOVQ         72(DI), AX
+	MOVQ         AX, 264(DI)
+
+strip:
+drain_strip:
+	TESTQ       R10, R10
+	JZ          drained_strip
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	JMP         drain_strip
+
+drained_strip:
+	MOVQ    64(DI), AX
+	MOVQ    AX, 240(DI)
+	MOVQ    264(DI), AX
+	MOVQ    AX, 248(DI)
+	MOVQ    208(DI), AX
+	MOVQ    AX, 368(DI)
+	MOVQ    88(DI), AX
+	VMOVUPS (AX)(R13*1), Z8
+	VMOVUPS 64(AX)(R13*1), Z9
+	MOVQ    R13, AX
+	SHRQ    $0x01, AX
+	MOVQ    280(DI), CX
+	ADDQ    AX, CX
+	MOVQ    CX, 352(DI)
+	MOVQ    288(DI), CX
+	ADDQ    AX, CX
+	MOVQ    CX, 360(DI)
+
+line:
+	LONG $0x497be2c4
+	BYTE $0xc0
+	LONG $0x497be2c4
+	BYTE $0xc8
+	MOVQ 240(DI), SI
+	MOVQ 248(DI), BX
+	MOVQ 104(DI), DX
+
+segment:
+	MOVQ 112(DI), CX
+
+step:
+	LONG        $0x4b7ba2c4
+	WORD        $0x06a4
+	LONG        $0x00
+	LONG        $0x4b7ba2c4
+	WORD        $0x0bac
+	LONG        $0x00
+	LONG        $0x5c52e2c4
+	BYTE        $0xc4
+	LONG        $0x4b7ba2c4
+	WORD        $0x0bb4
+	LONG        $0x40
+	LONG        $0x5c4ae2c4
+	BYTE        $0xcc
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+
+beside:
+	ADDQ 128(DI), SI
+	ADDQ 160(DI), BX
+	DECQ CX
+	JNZ  step
+	ADDQ 136(DI), SI
+	ADDQ 168(DI), BX
+	DECQ DX
+	JNZ  segment
+
+drain_line:
+	TESTQ       R10, R10
+	JZ          drained_line
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	JMP         drain_line
+
+drained_line:
+	MOVQ $0x0000000000000080, CX
+	MOVQ 272(DI), R11
+	MOVQ 344(DI), R15
+	ADDQ R11, R15
+	LONG $0x4b7ac2c4
+	WORD $0x0b84
+	LONG $0x00
+	LONG $0x4b7ac2c4
+	WORD $0x0b8c
+	LONG $0x40
+	MOVQ 336(DI), R10
+	MOVQ 360(DI), R14
+	MOVQ 320(DI), AX
+	ADDQ AX, 360(DI)
+	MOVQ 312(DI), AX
+	ADDQ AX, 352(DI)
+	MOVQ 352(DI), AX
+	SUBQ 312(DI), AX
+	MOVQ 216(DI), CX
+	ADDQ CX, 240(DI)
+	MOVQ 224(DI), CX
+	ADDQ CX, 248(DI)
+	DECQ 368(DI)
+	JNZ  line
+	MOVQ 176(DI), CX
+	ADDQ CX, 264(DI)
+	ADDQ $0x00000080, R13
+	CMPQ R13, 200(DI)
+	JLT  strip
+
+drain_end:
+	TESTQ       R10, R10
+	JZ          drained_end
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	JMP         drain_end
+
+drained_end:
+	LONG $0x4978e2c4
+	BYTE $0xc0
+	VZEROUPPER
+	RET
+
+// func amx_2x1(t *[47]uintptr)
 TEXT ·amx_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 184(DI), R10
 	MOVQ 72(DI), AX
 	MOVQ AX, 264(DI)
 
@@ -20646,10 +21238,11 @@ strip:
 	MOVQ AX, 240(DI)
 	MOVQ 264(DI), AX
 	MOVQ AX, 248(DI)
+	MOVQ 208(DI), AX
+	MOVQ AX, 368(DI)
 	MOVQ 80(DI), AX
 	MOVQ AX, 256(DI)
 	ADDQ R13, 256(DI)
-	MOVQ 208(DI), R14
 
 line:
 	// the tiles start as c, as the bias, or as zero
@@ -20729,16 +21322,16 @@ step:
 	LONG $0x4b7aa2c4
 	WORD $0x108c
 	LONG $0x00
-	MOVQ 216(DI), AX
-	ADDQ AX, 240(DI)
-	MOVQ 224(DI), AX
-	ADDQ AX, 248(DI)
 	MOVQ 232(DI), AX
 	ADDQ AX, 256(DI)
-	DECQ R14
+	MOVQ 216(DI), CX
+	ADDQ CX, 240(DI)
+	MOVQ 224(DI), CX
+	ADDQ CX, 248(DI)
+	DECQ 368(DI)
 	JNZ  line
-	MOVQ 176(DI), AX
-	ADDQ AX, 264(DI)
+	MOVQ 176(DI), CX
+	ADDQ CX, 264(DI)
 	ADDQ $0x00000040, R13
 	CMPQ R13, 200(DI)
 	JLT  strip
@@ -20746,15 +21339,15 @@ step:
 	BYTE $0xc0
 	RET
 
-// func amx_2x2(t *[34]uintptr)
+// func amx_2x2(t *[47]uintptr)
 TEXT ·amx_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	LONG $0x4978e2c4
 	BYTE $0x07
 	MOVQ 120(DI), R8
 	MOVQ 152(DI), R9
-	MOVQ 184(DI), R10
 	XORQ R13, R13
+	MOVQ 184(DI), R10
 	MOVQ 72(DI), AX
 	MOVQ AX, 264(DI)
 
@@ -20763,10 +21356,11 @@ strip:
 	MOVQ AX, 240(DI)
 	MOVQ 264(DI), AX
 	MOVQ AX, 248(DI)
+	MOVQ 208(DI), AX
+	MOVQ AX, 368(DI)
 	MOVQ 80(DI), AX
 	MOVQ AX, 256(DI)
 	ADDQ R13, 256(DI)
-	MOVQ 208(DI), R14
 
 line:
 	// the tiles start as c, as the bias, or as zero
@@ -20875,21 +21469,1050 @@ step:
 	LONG $0x4b7aa2c4
 	WORD $0x109c
 	LONG $0x40
-	MOVQ 216(DI), AX
-	ADDQ AX, 240(DI)
-	MOVQ 224(DI), AX
-	ADDQ AX, 248(DI)
 	MOVQ 232(DI), AX
 	ADDQ AX, 256(DI)
-	DECQ R14
+	MOVQ 216(DI), CX
+	ADDQ CX, 240(DI)
+	MOVQ 224(DI), CX
+	ADDQ CX, 248(DI)
+	DECQ 368(DI)
 	JNZ  line
-	MOVQ 176(DI), AX
-	ADDQ AX, 264(DI)
+	MOVQ 176(DI), CX
+	ADDQ CX, 264(DI)
 	ADDQ $0x00000080, R13
 	CMPQ R13, 200(DI)
 	JLT  strip
 	LONG $0x4978e2c4
 	BYTE $0xc0
+	RET
+
+// func amx_2x2_rounded(t *[47]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·amx_2x2_rounded(SB), NOSPLIT, $0-8
+	MOVQ         t+0(FP), DI
+	LONG         $0x4978e2c4
+	BYTE         $0x07
+	MOVQ         120(DI), R8
+	MOVQ         152(DI), R9
+	XORQ         R13, R13
+	VBROADCASTSS 328(DI), Z3
+	VPXORD       Z10, Z10, Z10
+	XORQ         R10, R10
+	MOVQ         72(DI), AX
+	MOVQ         AX, 264(DI)
+
+strip:
+drain_strip:
+	TESTQ   R10, R10
+	JZ      drained_strip
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	JMP     drain_strip
+
+drained_strip:
+	MOVQ    64(DI), AX
+	MOVQ    AX, 240(DI)
+	MOVQ    264(DI), AX
+	MOVQ    AX, 248(DI)
+	MOVQ    208(DI), AX
+	MOVQ    AX, 368(DI)
+	MOVQ    88(DI), AX
+	VMOVUPS (AX)(R13*1), Z8
+	VMOVUPS 64(AX)(R13*1), Z9
+	MOVQ    R13, AX
+	SHRQ    $0x01, AX
+	MOVQ    280(DI), CX
+	ADDQ    AX, CX
+	MOVQ    CX, 352(DI)
+	MOVQ    288(DI), CX
+	ADDQ    AX, CX
+	MOVQ    CX, 360(DI)
+
+line:
+	LONG $0x497be2c4
+	BYTE $0xc0
+	LONG $0x497be2c4
+	BYTE $0xc8
+	LONG $0x497be2c4
+	BYTE $0xd0
+	LONG $0x497be2c4
+	BYTE $0xd8
+	MOVQ 240(DI), SI
+	MOVQ 144(DI), R12
+	ADDQ SI, R12
+	MOVQ 248(DI), BX
+	MOVQ 104(DI), DX
+
+segment:
+	MOVQ 112(DI), CX
+
+step:
+	LONG    $0x4b7ba2c4
+	WORD    $0x06a4
+	LONG    $0x00
+	LONG    $0x4b7b82c4
+	WORD    $0x04ac
+	LONG    $0x00
+	LONG    $0x4b7ba2c4
+	WORD    $0x0bb4
+	LONG    $0x00
+	LONG    $0x5c4ae2c4
+	BYTE    $0xc4
+	LONG    $0x5c4ae2c4
+	BYTE    $0xd5
+	LONG    $0x4b7ba2c4
+	WORD    $0x0bbc
+	LONG    $0x40
+	LONG    $0x5c42e2c4
+	BYTE    $0xcc
+	LONG    $0x5c42e2c4
+	BYTE    $0xdd
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	TESTQ   R10, R10
+	JZ      beside
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+
+beside:
+	ADDQ 128(DI), SI
+	ADDQ 128(DI), R12
+	ADDQ 160(DI), BX
+	DECQ CX
+	JNZ  step
+	ADDQ 136(DI), SI
+	ADDQ 136(DI), R12
+	ADDQ 168(DI), BX
+	DECQ DX
+	JNZ  segment
+
+drain_line:
+	TESTQ   R10, R10
+	JZ      drained_line
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	JMP     drain_line
+
+drained_line:
+	MOVQ $0x0000000000000080, CX
+	MOVQ 272(DI), R11
+	MOVQ 344(DI), R15
+	ADDQ R11, R15
+	LONG $0x4b7ac2c4
+	WORD $0x0b84
+	LONG $0x00
+	LONG $0x4b7ac2c4
+	WORD $0x0b8c
+	LONG $0x40
+	LONG $0x4b7ac2c4
+	WORD $0x0f94
+	LONG $0x00
+	LONG $0x4b7ac2c4
+	WORD $0x0f9c
+	LONG $0x40
+	MOVQ 336(DI), R10
+	MOVQ 360(DI), R14
+	MOVQ 320(DI), AX
+	ADDQ AX, 360(DI)
+	MOVQ 312(DI), AX
+	ADDQ AX, 352(DI)
+	MOVQ 352(DI), AX
+	SUBQ 312(DI), AX
+	MOVQ 216(DI), CX
+	ADDQ CX, 240(DI)
+	MOVQ 224(DI), CX
+	ADDQ CX, 248(DI)
+	DECQ 368(DI)
+	JNZ  line
+	MOVQ 176(DI), CX
+	ADDQ CX, 264(DI)
+	ADDQ $0x00000080, R13
+	CMPQ R13, 200(DI)
+	JLT  strip
+
+drain_end:
+	TESTQ   R10, R10
+	JZ      drained_end
+	VMOVUPS (R11), Z0
+	VMOVUPS 64(R11), Z1
+	VADDPS  Z8, Z0, Z0
+	VADDPS  Z9, Z1, Z1
+	VMAXPS  Z0, Z3, Z0
+	VMAXPS  Z1, Z3, Z1
+	LONG    $0x4877f262
+	WORD    $0xd072
+	VMOVUPS Z2, (AX)
+	ADDQ    $0x80, R11
+	ADDQ    296(DI), AX
+	DECQ    R10
+	JMP     drain_end
+
+drained_end:
+	LONG $0x4978e2c4
+	BYTE $0xc0
+	VZEROUPPER
+	RET
+
+// func amx_2x2_masked(t *[47]uintptr)
+// Requires: AVX, AVX512BW, AVX512F
+TEXT ·amx_2x2_masked(SB), NOSPLIT, $0-8
+	MOVQ         t+0(FP), DI
+	LONG         $0x4978e2c4
+	BYTE         $0x07
+	MOVQ         120(DI), R8
+	MOVQ         152(DI), R9
+	XORQ         R13, R13
+	VBROADCASTSS 328(DI), Z3
+	VPXORD       Z10, Z10, Z10
+	XORQ         R10, R10
+	MOVQ         72(DI), AX
+	MOVQ         AX, 264(DI)
+
+strip:
+drain_strip:
+	TESTQ       R10, R10
+	JZ          drained_strip
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	JMP         drain_strip
+
+drained_strip:
+	MOVQ    64(DI), AX
+	MOVQ    AX, 240(DI)
+	MOVQ    264(DI), AX
+	MOVQ    AX, 248(DI)
+	MOVQ    208(DI), AX
+	MOVQ    AX, 368(DI)
+	MOVQ    88(DI), AX
+	VMOVUPS (AX)(R13*1), Z8
+	VMOVUPS 64(AX)(R13*1), Z9
+	MOVQ    R13, AX
+	SHRQ    $0x01, AX
+	MOVQ    280(DI), CX
+	ADDQ    AX, CX
+	MOVQ    CX, 352(DI)
+	MOVQ    288(DI), CX
+	ADDQ    AX, CX
+	MOVQ    CX, 360(DI)
+
+line:
+	LONG $0x497be2c4
+	BYTE $0xc0
+	LONG $0x497be2c4
+	BYTE $0xc8
+	LONG $0x497be2c4
+	BYTE $0xd0
+	LONG $0x497be2c4
+	BYTE $0xd8
+	MOVQ 240(DI), SI
+	MOVQ 144(DI), R12
+	ADDQ SI, R12
+	MOVQ 248(DI), BX
+	MOVQ 104(DI), DX
+
+segment:
+	MOVQ 112(DI), CX
+
+step:
+	LONG        $0x4b7ba2c4
+	WORD        $0x06a4
+	LONG        $0x00
+	LONG        $0x4b7b82c4
+	WORD        $0x04ac
+	LONG        $0x00
+	LONG        $0x4b7ba2c4
+	WORD        $0x0bb4
+	LONG        $0x00
+	LONG        $0x5c4ae2c4
+	BYTE        $0xc4
+	LONG        $0x5c4ae2c4
+	BYTE        $0xd5
+	LONG        $0x4b7ba2c4
+	WORD        $0x0bbc
+	LONG        $0x40
+	LONG        $0x5c42e2c4
+	BYTE        $0xcc
+	LONG        $0x5c42e2c4
+	BYTE        $0xdd
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	TESTQ       R10, R10
+	JZ          beside
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+
+beside:
+	ADDQ 128(DI), SI
+	ADDQ 128(DI), R12
+	ADDQ 160(DI), BX
+	DECQ CX
+	JNZ  step
+	ADDQ 136(DI), SI
+	ADDQ 136(DI), R12
+	ADDQ 168(DI), BX
+	DECQ DX
+	JNZ  segment
+
+drain_line:
+	TESTQ       R10, R10
+	JZ          drained_line
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	JMP         drain_line
+
+drained_line:
+	MOVQ $0x0000000000000080, CX
+	MOVQ 272(DI), R11
+	MOVQ 344(DI), R15
+	ADDQ R11, R15
+	LONG $0x4b7ac2c4
+	WORD $0x0b84
+	LONG $0x00
+	LONG $0x4b7ac2c4
+	WORD $0x0b8c
+	LONG $0x40
+	LONG $0x4b7ac2c4
+	WORD $0x0f94
+	LONG $0x00
+	LONG $0x4b7ac2c4
+	WORD $0x0f9c
+	LONG $0x40
+	MOVQ 336(DI), R10
+	MOVQ 360(DI), R14
+	MOVQ 320(DI), AX
+	ADDQ AX, 360(DI)
+	MOVQ 312(DI), AX
+	ADDQ AX, 352(DI)
+	MOVQ 352(DI), AX
+	SUBQ 312(DI), AX
+	MOVQ 216(DI), CX
+	ADDQ CX, 240(DI)
+	MOVQ 224(DI), CX
+	ADDQ CX, 248(DI)
+	DECQ 368(DI)
+	JNZ  line
+	MOVQ 176(DI), CX
+	ADDQ CX, 264(DI)
+	ADDQ $0x00000080, R13
+	CMPQ R13, 200(DI)
+	JLT  strip
+
+drain_end:
+	TESTQ       R10, R10
+	JZ          drained_end
+	VMOVUPS     (R11), Z0
+	VMOVUPS     64(R11), Z1
+	VADDPS      Z8, Z0, Z0
+	VADDPS      Z9, Z1, Z1
+	VMAXPS      Z0, Z3, Z0
+	VMAXPS      Z1, Z3, Z1
+	LONG        $0x4877f262
+	WORD        $0xd072
+	VMOVDQU16   (R14), Z5
+	VPCMPGTW    Z10, Z5, K4
+	VMOVDQU16.Z Z2, K4, Z2
+	ADDQ        304(DI), R14
+	VMOVUPS     Z2, (AX)
+	ADDQ        $0x80, R11
+	ADDQ        296(DI), AX
+	DECQ        R10
+	JMP         drain_end
+
+drained_end:
+	LONG $0x4978e2c4
+	BYTE $0xc0
+	VZEROUPPER
+	RET
+
+// func amx_2x2_pooled(t *[47]uintptr)
+// Requires: AVX, AVX512F
+TEXT ·amx_2x2_pooled(SB), NOSPLIT, $0-8
+	MOVQ         t+0(FP), DI
+	LONG         $0x4978e2c4
+	BYTE         $0x07
+	MOVQ         120(DI), R8
+	MOVQ         152(DI), R9
+	XORQ         R13, R13
+	VBROADCASTSS 328(DI), Z3
+	VPXORD       Z10, Z10, Z10
+	MOVQ         $0x0000000000000001, AX
+	VPBROADCASTD AX, Z11
+	MOVQ         $0x0000000000000002, AX
+	VPBROADCASTD AX, Z12
+	MOVQ         $0x0000000000000003, AX
+	VPBROADCASTD AX, Z13
+	VPTERNLOGD   $0xff, Z14, Z14, Z14
+	XORQ         R10, R10
+	MOVQ         72(DI), AX
+	MOVQ         AX, 264(DI)
+
+strip:
+drain_strip:
+	TESTQ     R10, R10
+	JZ        drained_strip
+	VMOVUPS   (R11), Z0
+	VMOVDQA32 Z10, Z1
+	VMOVUPS   128(R11), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z11, K1, Z1
+	VMOVUPS   (R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z12, K1, Z1
+	VMOVUPS   128(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z13, K1, Z1
+	VADDPS    Z8, Z0, Z0
+	VCMPPS    $0x1a, Z10, Z0, K1
+	VMOVDQA32 Z14, K1, Z1
+	VMAXPS    Z0, Z10, Z0
+	LONG      $0x487ef262
+	WORD      $0xc072
+	VMOVDQU   Y0, (AX)
+	VPMOVDB   Z1, (R14)
+	VMOVUPS   64(R11), Z0
+	VMOVDQA32 Z10, Z1
+	VMOVUPS   192(R11), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z11, K1, Z1
+	VMOVUPS   64(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z12, K1, Z1
+	VMOVUPS   192(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z13, K1, Z1
+	VADDPS    Z9, Z0, Z0
+	VCMPPS    $0x1a, Z10, Z0, K1
+	VMOVDQA32 Z14, K1, Z1
+	VMAXPS    Z0, Z10, Z0
+	LONG      $0x487ef262
+	WORD      $0xc072
+	VMOVDQU   Y0, 32(AX)
+	VPMOVDB   Z1, 16(R14)
+	ADDQ      $0x00000100, R11
+	ADDQ      $0x00000100, R15
+	ADDQ      296(DI), AX
+	ADDQ      304(DI), R14
+	DECQ      R10
+	JMP       drain_strip
+
+drained_strip:
+	MOVQ    64(DI), AX
+	MOVQ    AX, 240(DI)
+	MOVQ    264(DI), AX
+	MOVQ    AX, 248(DI)
+	MOVQ    208(DI), AX
+	MOVQ    AX, 368(DI)
+	MOVQ    88(DI), AX
+	VMOVUPS (AX)(R13*1), Z8
+	VMOVUPS 64(AX)(R13*1), Z9
+	MOVQ    R13, AX
+	SHRQ    $0x01, AX
+	MOVQ    280(DI), CX
+	ADDQ    AX, CX
+	MOVQ    CX, 352(DI)
+	SHRQ    $0x01, AX
+	MOVQ    288(DI), CX
+	ADDQ    AX, CX
+	MOVQ    CX, 360(DI)
+
+line:
+	LONG $0x497be2c4
+	BYTE $0xc0
+	LONG $0x497be2c4
+	BYTE $0xc8
+	LONG $0x497be2c4
+	BYTE $0xd0
+	LONG $0x497be2c4
+	BYTE $0xd8
+	MOVQ 240(DI), SI
+	MOVQ 144(DI), R12
+	ADDQ SI, R12
+	MOVQ 248(DI), BX
+	MOVQ 104(DI), DX
+
+segment:
+	MOVQ 112(DI), CX
+
+step:
+	LONG      $0x4b7ba2c4
+	WORD      $0x06a4
+	LONG      $0x00
+	LONG      $0x4b7b82c4
+	WORD      $0x04ac
+	LONG      $0x00
+	LONG      $0x4b7ba2c4
+	WORD      $0x0bb4
+	LONG      $0x00
+	LONG      $0x5c4ae2c4
+	BYTE      $0xc4
+	LONG      $0x5c4ae2c4
+	BYTE      $0xd5
+	LONG      $0x4b7ba2c4
+	WORD      $0x0bbc
+	LONG      $0x40
+	LONG      $0x5c42e2c4
+	BYTE      $0xcc
+	LONG      $0x5c42e2c4
+	BYTE      $0xdd
+	TESTQ     R10, R10
+	JZ        beside
+	VMOVUPS   (R11), Z0
+	VMOVDQA32 Z10, Z1
+	VMOVUPS   128(R11), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z11, K1, Z1
+	VMOVUPS   (R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z12, K1, Z1
+	VMOVUPS   128(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z13, K1, Z1
+	VADDPS    Z8, Z0, Z0
+	VCMPPS    $0x1a, Z10, Z0, K1
+	VMOVDQA32 Z14, K1, Z1
+	VMAXPS    Z0, Z10, Z0
+	LONG      $0x487ef262
+	WORD      $0xc072
+	VMOVDQU   Y0, (AX)
+	VPMOVDB   Z1, (R14)
+	VMOVUPS   64(R11), Z0
+	VMOVDQA32 Z10, Z1
+	VMOVUPS   192(R11), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z11, K1, Z1
+	VMOVUPS   64(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z12, K1, Z1
+	VMOVUPS   192(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z13, K1, Z1
+	VADDPS    Z9, Z0, Z0
+	VCMPPS    $0x1a, Z10, Z0, K1
+	VMOVDQA32 Z14, K1, Z1
+	VMAXPS    Z0, Z10, Z0
+	LONG      $0x487ef262
+	WORD      $0xc072
+	VMOVDQU   Y0, 32(AX)
+	VPMOVDB   Z1, 16(R14)
+	ADDQ      $0x00000100, R11
+	ADDQ      $0x00000100, R15
+	ADDQ      296(DI), AX
+	ADDQ      304(DI), R14
+	DECQ      R10
+
+beside:
+	ADDQ 128(DI), SI
+	ADDQ 128(DI), R12
+	ADDQ 160(DI), BX
+	DECQ CX
+	JNZ  step
+	ADDQ 136(DI), SI
+	ADDQ 136(DI), R12
+	ADDQ 168(DI), BX
+	DECQ DX
+	JNZ  segment
+
+drain_line:
+	TESTQ     R10, R10
+	JZ        drained_line
+	VMOVUPS   (R11), Z0
+	VMOVDQA32 Z10, Z1
+	VMOVUPS   128(R11), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z11, K1, Z1
+	VMOVUPS   (R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z12, K1, Z1
+	VMOVUPS   128(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z13, K1, Z1
+	VADDPS    Z8, Z0, Z0
+	VCMPPS    $0x1a, Z10, Z0, K1
+	VMOVDQA32 Z14, K1, Z1
+	VMAXPS    Z0, Z10, Z0
+	LONG      $0x487ef262
+	WORD      $0xc072
+	VMOVDQU   Y0, (AX)
+	VPMOVDB   Z1, (R14)
+	VMOVUPS   64(R11), Z0
+	VMOVDQA32 Z10, Z1
+	VMOVUPS   192(R11), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z11, K1, Z1
+	VMOVUPS   64(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z12, K1, Z1
+	VMOVUPS   192(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z13, K1, Z1
+	VADDPS    Z9, Z0, Z0
+	VCMPPS    $0x1a, Z10, Z0, K1
+	VMOVDQA32 Z14, K1, Z1
+	VMAXPS    Z0, Z10, Z0
+	LONG      $0x487ef262
+	WORD      $0xc072
+	VMOVDQU   Y0, 32(AX)
+	VPMOVDB   Z1, 16(R14)
+	ADDQ      $0x00000100, R11
+	ADDQ      $0x00000100, R15
+	ADDQ      296(DI), AX
+	ADDQ      304(DI), R14
+	DECQ      R10
+	JMP       drain_line
+
+drained_line:
+	MOVQ $0x0000000000000080, CX
+	MOVQ 272(DI), R11
+	MOVQ 344(DI), R15
+	ADDQ R11, R15
+	LONG $0x4b7ac2c4
+	WORD $0x0b84
+	LONG $0x00
+	LONG $0x4b7ac2c4
+	WORD $0x0b8c
+	LONG $0x40
+	LONG $0x4b7ac2c4
+	WORD $0x0f94
+	LONG $0x00
+	LONG $0x4b7ac2c4
+	WORD $0x0f9c
+	LONG $0x40
+	MOVQ 336(DI), R10
+	MOVQ 360(DI), R14
+	MOVQ 320(DI), AX
+	ADDQ AX, 360(DI)
+	MOVQ 312(DI), AX
+	ADDQ AX, 352(DI)
+	MOVQ 352(DI), AX
+	SUBQ 312(DI), AX
+	MOVQ 216(DI), CX
+	ADDQ CX, 240(DI)
+	MOVQ 224(DI), CX
+	ADDQ CX, 248(DI)
+	DECQ 368(DI)
+	JNZ  line
+	MOVQ 176(DI), CX
+	ADDQ CX, 264(DI)
+	ADDQ $0x00000080, R13
+	CMPQ R13, 200(DI)
+	JLT  strip
+
+drain_end:
+	TESTQ     R10, R10
+	JZ        drained_end
+	VMOVUPS   (R11), Z0
+	VMOVDQA32 Z10, Z1
+	VMOVUPS   128(R11), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z11, K1, Z1
+	VMOVUPS   (R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z12, K1, Z1
+	VMOVUPS   128(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z13, K1, Z1
+	VADDPS    Z8, Z0, Z0
+	VCMPPS    $0x1a, Z10, Z0, K1
+	VMOVDQA32 Z14, K1, Z1
+	VMAXPS    Z0, Z10, Z0
+	LONG      $0x487ef262
+	WORD      $0xc072
+	VMOVDQU   Y0, (AX)
+	VPMOVDB   Z1, (R14)
+	VMOVUPS   64(R11), Z0
+	VMOVDQA32 Z10, Z1
+	VMOVUPS   192(R11), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z11, K1, Z1
+	VMOVUPS   64(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z12, K1, Z1
+	VMOVUPS   192(R15), Z2
+	VCMPPS    $0x1e, Z0, Z2, K1
+	VCMPPS    $0x03, Z2, Z2, K2
+	KORW      K1, K2, K1
+	VMOVAPS   Z2, K1, Z0
+	VMOVDQA32 Z13, K1, Z1
+	VADDPS    Z9, Z0, Z0
+	VCMPPS    $0x1a, Z10, Z0, K1
+	VMOVDQA32 Z14, K1, Z1
+	VMAXPS    Z0, Z10, Z0
+	LONG      $0x487ef262
+	WORD      $0xc072
+	VMOVDQU   Y0, 32(AX)
+	VPMOVDB   Z1, 16(R14)
+	ADDQ      $0x00000100, R11
+	ADDQ      $0x00000100, R15
+	ADDQ      296(DI), AX
+	ADDQ      304(DI), R14
+	DECQ      R10
+	JMP       drain_end
+
+drained_end:
+	LONG $0x4978e2c4
+	BYTE $0xc0
+	VZEROUPPER
 	RET
 
 // func addVectors(dst *float32, src *float32, n int)
@@ -21783,6 +23406,184 @@ vector:
 	ADDQ        R9, SI
 	DECQ        CX
 	JNZ         pixel
+	VZEROUPPER
+	RET
+
+// func unpoolJoined(top *float32, dy *float32, which *int8, windows int, vectors int, line int)
+// Requires: AVX, AVX512F
+TEXT ·unpoolJoined(SB), NOSPLIT, $0-48
+	MOVQ         top+0(FP), DI
+	MOVQ         dy+8(FP), SI
+	MOVQ         which+16(FP), DX
+	MOVQ         windows+24(FP), CX
+	MOVQ         vectors+32(FP), BX
+	MOVQ         line+40(FP), R8
+	IMULQ        BX, CX
+	MOVQ         $0x0000000000000001, AX
+	VPBROADCASTD AX, Z11
+	MOVQ         $0x0000000000000002, AX
+	VPBROADCASTD AX, Z12
+	MOVQ         $0x0000000000000003, AX
+	VPBROADCASTD AX, Z13
+	VPXORD       Z10, Z10, Z10
+
+vector:
+	VPMOVSXBD   (DX), Z0
+	VPMOVZXWD   (SI), Z1
+	VPSLLD      $0x10, Z1, Z2
+	VPCMPEQD    Z10, Z0, K1
+	VPCMPEQD    Z11, Z0, K2
+	VMOVDQA32.Z Z1, K1, Z3
+	VPORD       Z2, Z3, K2, Z3
+	VMOVDQU32   Z3, (DI)
+	ADDQ        R8, DI
+	VPCMPEQD    Z12, Z0, K1
+	VPCMPEQD    Z13, Z0, K2
+	VMOVDQA32.Z Z1, K1, Z3
+	VPORD       Z2, Z3, K2, Z3
+	VMOVDQU32   Z3, (DI)
+	SUBQ        R8, DI
+	ADDQ        $0x40, DI
+	ADDQ        $0x20, SI
+	ADDQ        $0x10, DX
+	DECQ        CX
+	JNZ         vector
+	VZEROUPPER
+	RET
+
+// func sumHalves(sum *float32, src *float32, which *int8, rows int, n int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VL, CMOV
+TEXT ·sumHalves(SB), NOSPLIT, $0-40
+	MOVQ sum+0(FP), DI
+	MOVQ src+8(FP), SI
+	MOVQ which+16(FP), DX
+	MOVQ n+32(FP), R8
+	LEAQ (R8)(R8*1), R9
+	MOVQ R8, R10
+
+sixteen:
+	MOVQ      $0x0000000000000010, R11
+	CMPQ      R10, R11
+	CMOVQLT   R10, R11
+	MOVQ      $0x0000000000000001, AX
+	MOVQ      R11, CX
+	SHLQ      CL, AX
+	DECQ      AX
+	KMOVW     AX, K1
+	VMOVUPS.Z (DI), K1, Z4
+	VPXORD    Z5, Z5, Z5
+	VPXORD    Z6, Z6, Z6
+	VPXORD    Z7, Z7, Z7
+	MOVQ      SI, R12
+	MOVQ      DX, R13
+	MOVQ      rows+24(FP), BX
+	TESTQ     R13, R13
+	JZ        all
+
+places:
+	CMPQ        BX, $0x04
+	JLT         places_done
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VMOVDQU8.Z  (R13), K1, X1
+	VPMOVB2M    X1, K2
+	KNOTW       K2, K2
+	VADDPS      Z0, Z4, K2, Z4
+	ADDQ        R8, R13
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VMOVDQU8.Z  (R13), K1, X1
+	VPMOVB2M    X1, K2
+	KNOTW       K2, K2
+	VADDPS      Z0, Z5, K2, Z5
+	ADDQ        R8, R13
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VMOVDQU8.Z  (R13), K1, X1
+	VPMOVB2M    X1, K2
+	KNOTW       K2, K2
+	VADDPS      Z0, Z6, K2, Z6
+	ADDQ        R8, R13
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VMOVDQU8.Z  (R13), K1, X1
+	VPMOVB2M    X1, K2
+	KNOTW       K2, K2
+	VADDPS      Z0, Z7, K2, Z7
+	ADDQ        R8, R13
+	SUBQ        $0x04, BX
+	JMP         places
+
+places_done:
+place:
+	CMPQ        BX, $0x01
+	JLT         place_done
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VMOVDQU8.Z  (R13), K1, X1
+	VPMOVB2M    X1, K2
+	KNOTW       K2, K2
+	VADDPS      Z0, Z4, K2, Z4
+	ADDQ        R8, R13
+	SUBQ        $0x01, BX
+	JMP         place
+
+place_done:
+	JMP added
+
+all:
+	CMPQ        BX, $0x04
+	JLT         all_done
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VADDPS      Z0, Z4, Z4
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VADDPS      Z0, Z5, Z5
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VADDPS      Z0, Z6, Z6
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VADDPS      Z0, Z7, Z7
+	SUBQ        $0x04, BX
+	JMP         all
+
+all_done:
+one:
+	CMPQ        BX, $0x01
+	JLT         one_done
+	VPMOVZXWD.Z (R12), K1, Z0
+	VPSLLD      $0x10, Z0, Z0
+	ADDQ        R9, R12
+	VADDPS      Z0, Z4, Z4
+	SUBQ        $0x01, BX
+	JMP         one
+
+one_done:
+added:
+	VADDPS  Z5, Z4, Z4
+	VADDPS  Z7, Z6, Z6
+	VADDPS  Z6, Z4, Z4
+	VMOVUPS Z4, K1, (DI)
+	ADDQ    $0x40, DI
+	ADDQ    $0x20, SI
+	TESTQ   DX, DX
+	JZ      next
+	ADDQ    $0x10, DX
+
+next:
+	SUBQ R11, R10
+	JNZ  sixteen
 	VZEROUPPER
 	RET
 

@@ -38,6 +38,14 @@ func poolPairs(y []float32, which []int8, strip []float32, line, channels int) {
 	poolPairsPortable(y, which, strip, line, channels)
 }
 
+func unpoolJoin(top, dy []float32, which []int8, line, channels int) {
+	unpoolJoinedPortable(top, dy, which, line)
+}
+
+func sumPairsTo(sum, pairs []float32, which []int8, rows int) {
+	sumPairsPortable(sum, pairs, which, rows)
+}
+
 func unpoolPairs(image, dy []float32, which []int8, line, channels int) {
 	unpoolPairsPortable(image, dy, which, line, channels)
 }

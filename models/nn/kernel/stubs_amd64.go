@@ -395,22 +395,37 @@ func avx2_6x1m(t *[18]uintptr)
 func avx2_6x2(t *[18]uintptr)
 
 //go:noescape
-func amx_1x1(t *[34]uintptr)
+func amx_1x1(t *[47]uintptr)
 
 //go:noescape
-func amx_1x2(t *[34]uintptr)
+func amx_1x2(t *[47]uintptr)
 
 //go:noescape
-func amx_1x3(t *[34]uintptr)
+func amx_1x3(t *[47]uintptr)
 
 //go:noescape
-func amx_1x4(t *[34]uintptr)
+func amx_1x4(t *[47]uintptr)
 
 //go:noescape
-func amx_2x1(t *[34]uintptr)
+func amx_1x2_rounded(t *[47]uintptr)
 
 //go:noescape
-func amx_2x2(t *[34]uintptr)
+func amx_1x2_masked(t *[47]uintptr)
+
+//go:noescape
+func amx_2x1(t *[47]uintptr)
+
+//go:noescape
+func amx_2x2(t *[47]uintptr)
+
+//go:noescape
+func amx_2x2_rounded(t *[47]uintptr)
+
+//go:noescape
+func amx_2x2_masked(t *[47]uintptr)
+
+//go:noescape
+func amx_2x2_pooled(t *[47]uintptr)
 
 // addVectors adds src to dst.
 //
@@ -486,6 +501,16 @@ func poolHalves(y *float32, which *int8, strip *float32, pixels int, vectors int
 //
 //go:noescape
 func unpoolHalves(image *float32, dy *float32, which *int8, pixels int, vectors int, line int)
+
+// unpoolJoined makes of dy, 16 channels at a time, pairs of the pixels of windows: of the places 0 and 1 in top, 2 and 3 line bytes on; 0 elsewhere.
+//
+//go:noescape
+func unpoolJoined(top *float32, dy *float32, which *int8, windows int, vectors int, line int)
+
+// sumHalves adds to n floats rows of as many bfloat16, but those whose place, unless which is nil, is negative.
+//
+//go:noescape
+func sumHalves(sum *float32, src *float32, which *int8, rows int, n int)
 
 //go:noescape
 func spreadInputs(dst *float32, src *float32, dstRow int, dstColumn int, srcRow int, srcColumn int, vectors int)

@@ -21,7 +21,6 @@ type tapGradient struct {
 	a       []float32 // [filters, images, steps] or [taps, steps]
 	sums    []float32 // [taps, filters, channels]
 	spread  []float32 // inputs in the order of few, before they are rounded
-	ones    []float32
 }
 
 // few says whether the taps make rows.
@@ -76,27 +75,42 @@ func (g *tapGradient) end(dw []float32) {
 	}
 }
 
-// add adds the gradients of one example.
-func (g *tapGradient) add(dw, dbias, x, dy []float32) {
-	c := g.c
-	line := g.length * c.Filters
-	for oy := range c.OutHeight {
-		out := c.OutWidth * c.Filters
-		if c.PairsOut {
-			out /= 2
-		}
-		joinRows(g.outputs[oy*line:], dy[oy*out:], c.PairsOut, c.OutWidth, c.Filters)
-	}
+// add adds the gradients of one example, after load.
+func (g *tapGradient) add(dw, x []float32) {
 	if g.few() {
 		g.addFew(dw, x)
 	} else {
 		g.addMany(x)
 	}
-	if c.PairsOut {
-		sumPairs(dbias, g.outputs, g.steps, &g.ones)
-	} else {
+}
+
+// load takes the gradient of one example's output, and adds that of the bias.
+func (g *tapGradient) load(dbias, dy []float32) {
+	c := g.c
+	line, out := g.length*c.Filters, c.OutWidth*c.Filters
+	if !c.PairsOut {
+		for oy := range c.OutHeight {
+			pairRows(g.outputs[oy*line:], dy[oy*out:], c.OutWidth, c.Filters)
+		}
 		addRows(dbias[:c.Filters], dy)
+		return
 	}
+	pixel := c.Filters / 2
+	joinPixels(g.outputs, dy, c.OutHeight, line, out/2, c.OutWidth/2, pixel, 2*pixel, c.Filters)
+	if c.OutWidth%2 == 1 {
+		joinPixels(g.outputs[c.OutWidth/2*c.Filters:], dy[(c.OutWidth-1)*pixel:], c.OutHeight, line, out/2, 1, 0, 0, c.Filters)
+	}
+	sumPairs(dbias[:c.Filters], dy, nil, c.OutHeight*c.OutWidth)
+}
+
+// loadPooled is load for the output's maxima in windows of 2 x 2, at the places.
+func (g *tapGradient) loadPooled(dbias, dy []float32, places []int8) {
+	c := g.c
+	line, row := g.length*c.Filters, c.OutWidth/2*c.Filters
+	for py := range c.OutHeight / 2 {
+		unpoolJoin(g.outputs[2*py*line:], dy[py*row/2:], places[py*row:][:row], line, c.Filters)
+	}
+	sumPairs(dbias[:c.Filters], dy, places, c.OutHeight/2*(c.OutWidth/2))
 }
 
 func (g *tapGradient) addMany(x []float32) {
@@ -198,14 +212,5 @@ func (g *tapGradient) addFew(dw, x []float32) {
 		a: g.a, aRow: g.steps, aStep: 1, b: g.outputs, bStep: c.Filters,
 		c: dw, cRow: c.Filters, add: true, pairs: true,
 	}
-	p.run()
-}
-
-// sumPairs adds to sum the values of pairs [steps, len(sum)].
-func sumPairs(sum, pairs []float32, steps int, ones *[]float32) {
-	for len(*ones) < steps {
-		*ones = append(*ones, join(1, 1))
-	}
-	p := product{m: 1, n: len(sum), steps: steps, segments: 1, a: *ones, aRow: steps, aStep: 1, b: pairs, bStep: len(sum), c: sum, cRow: len(sum), add: true, pairs: true}
 	p.run()
 }

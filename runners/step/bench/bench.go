@@ -16,6 +16,7 @@ import (
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/models/nn/graph"
 	"github.com/temper-ml/temper/models/nn/kernel"
+	"github.com/temper-ml/temper/models/train"
 	"github.com/temper-ml/temper/models/unknown"
 	"github.com/temper-ml/temper/models/zoo"
 	"github.com/temper-ml/temper/runners/step"
@@ -155,6 +156,10 @@ func (w measured) measure(ctx context.Context, duration time.Duration, processor
 	return Measurement{What: w.what, ImagesPerSecond: best * float64(w.images), GFLOPS: gflops, PeakShare: gflops / peak}, nil
 }
 
+// steps of an attack follow each other before the weights change, as in the recipe
+// default.
+const steps = 7
+
 // prepare compiles a network with random weights for random images.
 func prepare(d nn.Description, path string, batch int) ([]measured, error) {
 	defer kernel.Use(path)()
@@ -188,15 +193,13 @@ func prepare(d nn.Description, path string, batch int) ([]measured, error) {
 	if err != nil {
 		return nil, err
 	}
-	weights := net.Flat()
-	m, v, average := make([]float32, len(weights)), make([]float32, len(weights)), make([]float32, len(weights))
-	adam := kernel.AdamStep{Beta1: 0.9, Rest1: 0.1, Beta2: 0.999, Rest2: 0.001, Rate: 1e-6, Epsilon: 1e-8, Average: 0.001, Scale: 1 / float32(batch)}
+	adam := train.NewOptimiser(net.Flat())
 	n := float64(batch)
 	work := []measured{
-		{"attack", path, batch, n * 2 * forward, func() error { return loop.Ascend(x, clean, batch, 1, loss) }},
+		{"attack", path, batch * steps, n * steps * 2 * forward, func() error { return loop.Ascend(x, clean, batch, steps, loss) }},
 		{"train", path, batch, n * (3*forward - first), func() error {
 			_, err := training.Step(clean, batch, loss)
-			kernel.Adam(weights, m, v, average, training.Gradient(), &adam)
+			adam.Step(training.Gradient(), 1/n, 1e-6)
 			return err
 		}},
 	}

@@ -49,12 +49,41 @@ const (
 	tilesBAt
 	tilesCAt
 	tilesBStart // of the strip
+	tilesScratch
+	tilesOut
+	tilesBeside // mask or places, of the same shape as out
+	tilesOutRow
+	tilesBesideRow
+	tilesOutLine
+	tilesBesideLine
+	tilesFloor
+	tilesRows  // of a block, or windows
+	tilesBelow // from a row of the first line to the same of the second
+	tilesOutAt // of the block: the micro-kernel's own, as the next two
+	tilesBesideAt
+	tilesLinesLeft
 	tilesSize
 )
 
+// finish is what becomes of a block of c, up to 32 x 32.
+type finish int
+
+const (
+	stored  finish = iota
+	rounded        // to pairs, with a bias, at least floor
+	masked         // the same, 0 where a mask is not positive
+	pooled         // windows of 2 x 2 of two lines
+)
+
+func (f finish) String() string { return []string{"", "_rounded", "_masked", "_pooled"}[f] }
+
+// each is how many rows or windows of the block before are finished beside each step
+// of a product: AVX-512 has nothing else to do then.
+func (f finish) each() int { return []int{0, 8, 8, 1}[f] }
+
 // tiles writes the micro-kernel for rows x columns tiles of c.
-func tiles(rows, columns int) {
-	TEXT(fmt.Sprintf("amx_%dx%d", rows, columns), NOSPLIT, fmt.Sprintf("func(t *[%d]uintptr)", tilesSize/8))
+func tiles(rows, columns int, end finish) {
+	TEXT(fmt.Sprintf("amx_%dx%d%v", rows, columns, end), NOSPLIT, fmt.Sprintf("func(t *[%d]uintptr)", tilesSize/8))
 	Pragma("noescape")
 	field := func(off int) Mem { return Mem{Base: RDI, Disp: off} }
 	// Tiles 0 to 3 are of c, the others of a and b.
@@ -74,8 +103,15 @@ func tiles(rows, columns int) {
 	vex(0, 0x49, 0, 0, 0x07) // LDTILECFG (RDI)
 	MOVQ(field(tilesARow), R8)
 	MOVQ(field(tilesBRow), R9)
-	MOVQ(field(tilesCRow), R10)
 	XORQ(R13, R13) // bytes of the columns that are done
+	drain := func(string) {}
+	row := func() {}
+	if end == stored {
+		MOVQ(field(tilesCRow), R10)
+	} else {
+		row, drain = finishing(end, field)
+		XORQ(R10, R10) // rows of the block before that are left
+	}
 
 	add := func(a, sum int) {
 		MOVQ(field(a), RAX)
@@ -87,43 +123,66 @@ func tiles(rows, columns int) {
 	}
 	start(tilesB, tilesBStart)
 	Label("strip")
+	drain("strip")
 	start(tilesA, tilesAAt)
 	start(tilesBStart, tilesBAt)
-	start(tilesC, tilesCAt)
-	ADDQ(R13, field(tilesCAt))
-	MOVQ(field(tilesLines), R14)
+	start(tilesLines, tilesLinesLeft)
+	if end == stored {
+		start(tilesC, tilesCAt)
+		ADDQ(R13, field(tilesCAt))
+	} else {
+		MOVQ(field(tilesBias), RAX)
+		VMOVUPS(Mem{Base: RAX, Index: R13, Scale: 1}, Z8)
+		VMOVUPS(Mem{Base: RAX, Index: R13, Scale: 1, Disp: 64}, Z9)
+		// A pair has half the size of a value, a place a quarter.
+		MOVQ(R13, RAX)
+		SHRQ(Imm(1), RAX)
+		MOVQ(field(tilesOut), RCX)
+		ADDQ(RAX, RCX)
+		MOVQ(RCX, field(tilesOutAt))
+		if end == pooled {
+			SHRQ(Imm(1), RAX)
+		}
+		MOVQ(field(tilesBeside), RCX)
+		ADDQ(RAX, RCX)
+		MOVQ(RCX, field(tilesBesideAt))
+	}
 
 	Label("line")
-	Comment("the tiles start as c, as the bias, or as zero")
-	MOVQ(field(tilesStart), RCX)
-	CMPQ(RCX, Imm(1))
-	JEQ(LabelRef("add"))
-	JA(LabelRef("bias"))
+	if end == stored {
+		Comment("the tiles start as c, as the bias, or as zero")
+		MOVQ(field(tilesStart), RCX)
+		CMPQ(RCX, Imm(1))
+		JEQ(LabelRef("add"))
+		JA(LabelRef("bias"))
+	}
 	for r := range rows {
 		for v := range columns {
 			vex(3, 0x49, c(r, v), 0, 0xc0) // TILEZERO
 		}
 	}
-	JMP(LabelRef("started"))
-	Label("add")
-	locate()
-	for r := range rows {
-		for v := range columns {
-			tileLoad(c(r, v), cBase[r], R10, 64*v)
+	if end == stored {
+		JMP(LabelRef("started"))
+		Label("add")
+		locate()
+		for r := range rows {
+			for v := range columns {
+				tileLoad(c(r, v), cBase[r], R10, 64*v)
+			}
 		}
-	}
-	JMP(LabelRef("started"))
-	Label("bias")
-	MOVQ(field(tilesBias), RAX)
-	ADDQ(R13, RAX)
-	XORQ(RCX, RCX) // all rows of a tile from one place
-	for r := range rows {
-		for v := range columns {
-			tileLoad(c(r, v), RAX, RCX, 64*v)
+		JMP(LabelRef("started"))
+		Label("bias")
+		MOVQ(field(tilesBias), RAX)
+		ADDQ(R13, RAX)
+		XORQ(RCX, RCX) // all rows of a tile from one place
+		for r := range rows {
+			for v := range columns {
+				tileLoad(c(r, v), RAX, RCX, 64*v)
+			}
 		}
+		Label("started")
 	}
 
-	Label("started")
 	MOVQ(field(tilesAAt), RSI)
 	if rows > 1 {
 		MOVQ(field(tilesASecond), R12)
@@ -149,6 +208,14 @@ func tiles(rows, columns int) {
 			tileProduct(a(r), b(v), c(r, v))
 		}
 	}
+	for range end.each() {
+		TESTQ(R10, R10)
+		JZ(LabelRef("beside"))
+		row()
+	}
+	if end != stored {
+		Label("beside")
+	}
 	advance(tilesAStep, tilesBStep)
 	DECQ(RCX)
 	JNZ(LabelRef("step"))
@@ -156,23 +223,131 @@ func tiles(rows, columns int) {
 	DECQ(RDX)
 	JNZ(LabelRef("segment"))
 
-	locate()
+	drain("line")
+	if end == stored {
+		locate()
+	} else {
+		MOVQ(U64(64*2), RCX)
+		MOVQ(field(tilesScratch), R11)
+		MOVQ(field(tilesBelow), R15)
+		ADDQ(R11, R15)
+		cBase = []GPPhysical{R11, R15}
+	}
 	for r := range rows {
 		for v := range columns {
-			tileStore(c(r, v), cBase[r], R10, 64*v)
+			stride := R10
+			if end != stored {
+				stride = RCX
+			}
+			tileStore(c(r, v), cBase[r], stride, 64*v)
 		}
 	}
-	add(tilesALine, tilesAAt)
-	add(tilesBLine, tilesBAt)
-	add(tilesCLine, tilesCAt)
-	DECQ(R14)
+	if end == stored {
+		add(tilesCLine, tilesCAt)
+	} else {
+		MOVQ(field(tilesRows), R10)
+		MOVQ(field(tilesBesideAt), R14)
+		add(tilesBesideLine, tilesBesideAt)
+		add(tilesOutLine, tilesOutAt)
+		MOVQ(field(tilesOutAt), RAX)
+		SUBQ(field(tilesOutLine), RAX)
+	}
+	MOVQ(field(tilesALine), RCX)
+	ADDQ(RCX, field(tilesAAt))
+	MOVQ(field(tilesBLine), RCX)
+	ADDQ(RCX, field(tilesBAt))
+	DECQ(field(tilesLinesLeft))
 	JNZ(LabelRef("line"))
-	add(tilesBStrip, tilesBStart)
+	MOVQ(field(tilesBStrip), RCX)
+	ADDQ(RCX, field(tilesBStart))
 	ADDQ(U32(64*columns), R13)
 	CMPQ(R13, field(tilesWidth))
 	JLT(LabelRef("strip"))
+	drain("end")
 	vex(0, 0x49, 0, 0, 0xc0) // TILERELEASE
+	if end != stored {
+		VZEROUPPER()
+	}
 	RET()
+}
+
+// finishing writes what the rows of a block need, of which R10 counts those left: R11
+// and R15 are where they lie, RAX and R14 where they go. It returns what writes one of
+// them, and a loop for all that are left.
+func finishing(end finish, field func(int) Mem) (row func(), drain func(label string)) {
+	VBROADCASTSS(field(tilesFloor), Z3)
+	VPXORD(Z10, Z10, Z10)
+	row = func() {
+		VMOVUPS(Mem{Base: R11}, Z0)
+		VMOVUPS(Mem{Base: R11, Disp: 64}, Z1)
+		VADDPS(Z8, Z0, Z0)
+		VADDPS(Z9, Z1, Z1)
+		VMAXPS(Z0, Z3, Z0) // the second source is the answer where one is NaN
+		VMAXPS(Z1, Z3, Z1)
+		roundTwo(0, 1, 2)
+		if end == masked {
+			VMOVDQU16(Mem{Base: R14}, Z5)
+			VPCMPGTW(Z10, Z5, K4) // what is negative has its sign set
+			VMOVDQU16_Z(Z2, K4, Z2)
+			ADDQ(field(tilesBesideRow), R14)
+		}
+		VMOVUPS(Z2, Mem{Base: RAX})
+		ADDQ(Imm(128), R11)
+		ADDQ(field(tilesOutRow), RAX)
+		DECQ(R10)
+	}
+	if end == pooled {
+		for tap := 1; tap < 4; tap++ {
+			MOVQ(U64(uint64(tap)), RAX)
+			VPBROADCASTD(EAX, zmm[10+tap])
+		}
+		VPTERNLOGD(Imm(0xff), Z14, Z14, Z14) // -1
+		row = func() {
+			for v := range 2 {
+				window([]Mem{{Base: R11, Disp: 64 * v}, {Base: R11, Disp: 128 + 64*v}, {Base: R15, Disp: 64 * v}, {Base: R15, Disp: 128 + 64*v}},
+					Mem{Base: RAX, Disp: 32 * v}, Mem{Base: R14, Disp: 16 * v}, zmm[8+v])
+			}
+			ADDQ(U32(256), R11)
+			ADDQ(U32(256), R15)
+			ADDQ(field(tilesOutRow), RAX)
+			ADDQ(field(tilesBesideRow), R14)
+			DECQ(R10)
+		}
+	}
+	drain = func(label string) {
+		Label("drain_" + label)
+		TESTQ(R10, R10)
+		JZ(LabelRef("drained_" + label))
+		row()
+		JMP(LabelRef("drain_" + label))
+		Label("drained_" + label)
+	}
+	return row, drain
+}
+
+// window writes the pool of 16 channels of a window: the maximum, with a bias and
+// clamped, as pairs to y, and its place to which, of registers Z10 to Z13, or Z14 if it
+// is not positive.
+func window(taps []Mem, y, which Mem, bias VecPhysical) {
+	VMOVUPS(taps[0], Z0)
+	VMOVDQA32(Z10, Z1)
+	for tap := 1; tap < 4; tap++ {
+		VMOVUPS(taps[tap], Z2)
+		VCMPPS(Imm(0x1e), Z0, Z2, K1) // larger, ordered
+		VCMPPS(Imm(0x03), Z2, Z2, K2) // NaN
+		KORW(K1, K2, K1)
+		VMOVAPS(Z2, K1, Z0)
+		VMOVDQA32(zmm[10+tap], K1, Z1)
+	}
+	if bias != nil {
+		VADDPS(bias, Z0, Z0)
+	}
+	VCMPPS(Imm(0x1a), Z10, Z0, K1) // not larger than 0, or NaN
+	VMOVDQA32(Z14, K1, Z1)
+	VMAXPS(Z0, Z10, Z0) // the second source is the answer where one is NaN
+	roundOne(0, 0)
+	VMOVDQU(Y0, y)
+	VPMOVDB(Z1, which)
 }
 
 // peakTiles writes the loop that measures the peak: six tiles that wait for

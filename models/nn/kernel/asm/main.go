@@ -63,13 +63,17 @@ func main() {
 	}
 	for rows := 1; rows <= 2; rows++ {
 		for columns := 1; columns <= 4/rows; columns++ {
-			tiles(rows, columns)
+			tiles(rows, columns, stored)
 		}
+		tiles(rows, 2, rounded)
+		tiles(rows, 2, masked)
 	}
+	tiles(2, 2, pooled)
 	elementwise()
 	turns()
 	halves()
 	pools()
+	joins()
 	winograd()
 	peaks()
 	peakTiles()
@@ -601,22 +605,7 @@ func pools() {
 		VPTERNLOGD(Imm(0xff), Z14, Z14, Z14) // -1
 		VPXORD(Z10, Z10, Z10)
 	}, func() {
-		VMOVUPS(taps[0], Z0)
-		VMOVDQA32(Z10, Z1)
-		for tap := 1; tap < 4; tap++ {
-			VMOVUPS(taps[tap], Z2)
-			VCMPPS(Imm(0x1e), Z0, Z2, K1)
-			VCMPPS(Imm(0x03), Z2, Z2, K2)
-			KORW(K1, K2, K1)
-			VMOVAPS(Z2, K1, Z0)
-			VMOVDQA32(zmm[10+tap], K1, Z1)
-		}
-		VCMPPS(Imm(0x1a), Z10, Z0, K1)
-		VMOVDQA32(Z14, K1, Z1)
-		VMAXPS(Z0, Z10, Z0) // the second source is the answer where one is NaN
-		roundOne(0, 0)
-		VMOVDQU(Y0, Mem{Base: RDI})
-		VPMOVDB(Z1, Mem{Base: RDX})
+		window(taps, Mem{Base: RDI}, Mem{Base: RDX}, nil)
 	})
 
 	TEXT("unpoolHalves", NOSPLIT, "func(image, dy *float32, which *int8, pixels, vectors, line int)")
@@ -637,6 +626,118 @@ func pools() {
 			VMOVDQU(Y2, taps[tap])
 		}
 	})
+}
+
+// joins writes what weight gradients need of pairs of channels: those of windows of
+// 2 x 2 as pairs of the pixels that they are the maxima of, and sums.
+func joins() {
+	TEXT("unpoolJoined", NOSPLIT, "func(top, dy *float32, which *int8, windows, vectors, line int)")
+	Pragma("noescape")
+	Doc("unpoolJoined makes of dy, 16 channels at a time, pairs of the pixels of windows: of the places 0 and 1 in top, 2 and 3 line bytes on; 0 elsewhere.")
+	Load(Param("top"), RDI)
+	Load(Param("dy"), RSI)
+	Load(Param("which"), RDX)
+	Load(Param("windows"), RCX)
+	Load(Param("vectors"), RBX)
+	Load(Param("line"), R8)
+	IMULQ(RBX, RCX)
+	for tap := 1; tap < 4; tap++ {
+		MOVQ(U64(uint64(tap)), RAX)
+		VPBROADCASTD(EAX, zmm[10+tap])
+	}
+	VPXORD(Z10, Z10, Z10)
+	Label("vector")
+	VPMOVSXBD(Mem{Base: RDX}, Z0)
+	VPMOVZXWD(Mem{Base: RSI}, Z1)
+	VPSLLD(Imm(16), Z1, Z2)
+	for row := range 2 {
+		VPCMPEQD(zmm[10+2*row], Z0, K1)
+		VPCMPEQD(zmm[11+2*row], Z0, K2)
+		VMOVDQA32_Z(Z1, K1, Z3)
+		VPORD(Z2, Z3, K2, Z3)
+		VMOVDQU32(Z3, Mem{Base: RDI})
+		if row == 0 {
+			ADDQ(R8, RDI)
+		}
+	}
+	SUBQ(R8, RDI)
+	ADDQ(Imm(64), RDI)
+	ADDQ(Imm(32), RSI)
+	ADDQ(Imm(16), RDX)
+	DECQ(RCX)
+	JNZ(LabelRef("vector"))
+	VZEROUPPER()
+	RET()
+
+	TEXT("sumHalves", NOSPLIT, "func(sum, src *float32, which *int8, rows, n int)")
+	Pragma("noescape")
+	Doc("sumHalves adds to n floats rows of as many bfloat16, but those whose place, unless which is nil, is negative.")
+	Load(Param("sum"), RDI)
+	Load(Param("src"), RSI)
+	Load(Param("which"), RDX)
+	Load(Param("n"), R8)
+	LEAQ(Mem{Base: R8, Index: R8, Scale: 1}, R9) // bytes of a row
+	MOVQ(R8, R10)
+	Label("sixteen")
+	MOVQ(U64(16), R11)
+	CMPQ(R10, R11)
+	CMOVQLT(R10, R11)
+	bits(R11, K1)
+	sums := []VecPhysical{Z4, Z5, Z6, Z7} // an addition has to wait for the one before
+	VMOVUPS_Z(Mem{Base: RDI}, K1, sums[0])
+	for _, z := range sums[1:] {
+		VPXORD(z, z, z)
+	}
+	MOVQ(RSI, R12)
+	MOVQ(RDX, R13)
+	Load(Param("rows"), RBX)
+	row := func(sum VecPhysical, places bool) {
+		VPMOVZXWD_Z(Mem{Base: R12}, K1, Z0)
+		VPSLLD(Imm(16), Z0, Z0)
+		ADDQ(R9, R12)
+		if places {
+			VMOVDQU8_Z(Mem{Base: R13}, K1, X1)
+			VPMOVB2M(X1, K2)
+			KNOTW(K2, K2)
+			VADDPS(Z0, sum, K2, sum)
+			ADDQ(R8, R13)
+		} else {
+			VADDPS(Z0, sum, sum)
+		}
+	}
+	loop := func(name string, rows int, places bool) {
+		Label(name)
+		CMPQ(RBX, Imm(uint64(rows)))
+		JLT(LabelRef(name + "_done"))
+		for i := range rows {
+			row(sums[i], places)
+		}
+		SUBQ(Imm(uint64(rows)), RBX)
+		JMP(LabelRef(name))
+		Label(name + "_done")
+	}
+	TESTQ(R13, R13)
+	JZ(LabelRef("all"))
+	loop("places", 4, true)
+	loop("place", 1, true)
+	JMP(LabelRef("added"))
+	loop("all", 4, false)
+	loop("one", 1, false)
+	Label("added")
+	VADDPS(sums[1], sums[0], sums[0])
+	VADDPS(sums[3], sums[2], sums[2])
+	VADDPS(sums[2], sums[0], sums[0])
+	VMOVUPS(sums[0], K1, Mem{Base: RDI})
+	ADDQ(Imm(64), RDI)
+	ADDQ(Imm(32), RSI)
+	TESTQ(RDX, RDX)
+	JZ(LabelRef("next"))
+	ADDQ(Imm(16), RDX)
+	Label("next")
+	SUBQ(R11, R10)
+	JNZ(LabelRef("sixteen"))
+	VZEROUPPER()
+	RET()
 }
 
 // bits sets the mask k to as many ones as the register counts, at most 31.

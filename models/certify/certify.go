@@ -24,7 +24,9 @@ import (
 // Accuracy counts the first samples images of a set for which the network
 // provably gives the right class to every image within the threat, which must
 // be in linf. Rounding is allowed for: the proof is about the network as
-// float32 arithmetic computes it, in any order of summation.
+// float32 arithmetic computes it, in any order of summation. (Answers by Winograd's
+// algorithm, kernel.UseWinograd, are sums of other terms: they differ from those by some
+// millionths, which no proof of a margin that small allows for.)
 func Accuracy(ctx context.Context, net *nn.Network, set *dataset.Set, samples int, threat attack.Threat) (proven int, err error) {
 	if err := threat.Validate(); err != nil {
 		return 0, err

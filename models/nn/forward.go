@@ -1,13 +1,19 @@
 package nn
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/temper-ml/temper/models/nn/kernel"
+)
 
 // Forward is a plain forward pass with its own memory: what serving needs, and
-// no more. It reads the network's weights at each call. It serves one
-// goroutine at a time.
+// no more. Changes to the network's weights count from the next Refresh on. It serves
+// one goroutine at a time.
 type Forward struct {
 	network *Network
 	batch   int
+	weights [][]float32 // of each layer, as its arithmetic takes them
+	refresh []func()
 	layers  []func(x []float32, rows int)
 	logits  []float32 // output of the last layer
 
@@ -22,7 +28,24 @@ func NewForward(n *Network, batch int) (*Forward, error) {
 	if batch < 1 {
 		return nil, fmt.Errorf("batch %d: must be at least 1", batch)
 	}
-	f := &Forward{network: n, batch: batch}
+	f := newForward(n, batch, make([][]float32, len(n.Layers)))
+	f.Refresh()
+	return f, nil
+}
+
+// Another is one for another goroutine, which shares what Refresh does: none of them
+// may be in use then.
+func (f *Forward) Another() *Forward { return newForward(f.network, f.batch, f.weights) }
+
+// Refresh arranges the weights as they are now.
+func (f *Forward) Refresh() {
+	for _, arrange := range f.refresh {
+		arrange()
+	}
+}
+
+func newForward(n *Network, batch int, weights [][]float32) *Forward {
+	f := &Forward{network: n, batch: batch, weights: weights}
 	activity := make([][]float32, len(n.Layers)) // output of each layer, [batch, shape]
 	for i, l := range n.Layers {
 		if i > 0 && n.ConvPool(i-1) != nil {
@@ -34,6 +57,7 @@ func NewForward(n *Network, batch int) (*Forward, error) {
 		if pooled := n.ConvPool(i); pooled != nil {
 			weighted, out = pooled, n.shapes[i+2]
 		}
+		kernel.UseWinograd(weighted)
 		y := make([]float32, batch*out.Size())
 		activity[i], f.logits = y, y
 		inputs := n.Inputs(i)
@@ -59,10 +83,17 @@ func NewForward(n *Network, batch int) (*Forward, error) {
 			continue
 		}
 		weight, bias := n.Weights(i)
+		f.refresh = append(f.refresh, func() {
+			if packer, ok := weighted.(kernel.Packer); ok {
+				f.weights[i] = packer.Pack(f.weights[i], weight)
+			} else {
+				f.weights[i] = weight
+			}
+		})
 		relu := l.ReLU()
-		f.layers = append(f.layers, func(x []float32, rows int) { weighted.Forward(y, take(x)[0], weight, bias, rows, relu) })
+		f.layers = append(f.layers, func(x []float32, rows int) { weighted.Forward(y, take(x)[0], f.weights[i], bias, rows, relu) })
 	}
-	return f, nil
+	return f
 }
 
 // Network is the network whose weights the pass reads.

@@ -52,7 +52,7 @@ func (f *Forward) follow(layer int, weighted kernel.Weighted, out Shape) bool {
 		return false
 	}
 	l := local{in: n.shapes[layer], reach: func(w Window) Window { return w }}
-	weight, bias := n.Weights(layer)
+	_, bias := n.Weights(layer)
 	relu := n.Layers[layer].ReLU()
 	var conv *kernel.Conv
 	size := 1 // of pooling
@@ -60,12 +60,12 @@ func (f *Forward) follow(layer int, weighted kernel.Weighted, out Shape) bool {
 	case *kernel.Conv:
 		conv = w
 		l.forward = func(y []float32, line int, x []float32, to Window) {
-			w.Window(y, line, x, weight, bias, relu, to.Top, to.Left, to.Height, to.Width)
+			w.Window(y, line, x, f.weights[layer], bias, relu, to.Top, to.Left, to.Height, to.Width)
 		}
 	case *kernel.ConvPool:
 		conv, size = &w.Conv, w.Size
 		l.forward = func(y []float32, line int, x []float32, to Window) {
-			w.Window(y, line, x, weight, bias, to.Top, to.Left, to.Height, to.Width)
+			w.Window(y, line, x, f.weights[layer], bias, to.Top, to.Left, to.Height, to.Width)
 		}
 	case nil:
 		function := n.pixelwise(layer)
@@ -85,9 +85,12 @@ func (f *Forward) follow(layer int, weighted kernel.Weighted, out Shape) bool {
 	}
 	if conv != nil {
 		l.border = conv.Padding
+		grain := conv.Grain()
 		span := func(at, n, most int) (int, int) { // the outputs along one axis that see n inputs
-			first := max((at+conv.Padding-conv.Kernel+conv.Stride)/conv.Stride, 0) / size
-			last := min((at+n-1+conv.Padding)/conv.Stride/size, most-1)
+			first := max((at+conv.Padding-conv.Kernel+conv.Stride)/conv.Stride, 0)
+			last := (at + n - 1 + conv.Padding) / conv.Stride
+			first = first / grain * grain / size
+			last = min((last/grain*grain+grain-1)/size, most-1)
 			return first, max(last-first+1, 0)
 		}
 		l.reach = func(w Window) (to Window) {

@@ -32,6 +32,15 @@ func TestFollowIsLogits(t *testing.T) {
 			{Dense: &Dense{Units: 7, ReLU: true}},
 			{Dense: &Dense{Units: 5}},
 		}},
+		{"tiles", 4, Shape{15, 18, 1}, []Layer{ // of Winograd's algorithm
+			{Conv: &Conv{Filters: 16, Kernel: 3, Padding: 2, ReLU: true}},
+			{Conv: &Conv{Filters: 16, Kernel: 3, Padding: 1, ReLU: true}},
+			{MaxPool: &MaxPool{Size: 2}},
+			{Conv: &Conv{Filters: 16, Kernel: 3, Padding: 1}},
+			{Conv: &Conv{Filters: 16, Kernel: 3, ReLU: true}},
+			{MaxPool: &MaxPool{Size: 3}},
+			{Dense: &Dense{Units: 5}},
+		}},
 		{"gaps", 1, Shape{9, 9, 2}, []Layer{ // pixels that no filter sees
 			{Conv: &Conv{Filters: 4, Kernel: 2, Stride: 4, ReLU: true}},
 			{Dense: &Dense{Units: 5}},

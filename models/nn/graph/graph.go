@@ -62,7 +62,7 @@ func NewTraining(net *nn.Network, batch int) (*Training, error) {
 }
 
 // NewFastAttack is NewAttack for training: what is behind a gradient is computed as
-// fast as the kernel path can (kernel.UseFast). Logits without a gradient stay exact.
+// fast as the kernel path can (kernel.UseFast). Logits without a gradient stay float32.
 func NewFastAttack(net *nn.Network, batch int) (*Attack, error) {
 	e, err := newEngine(net, batch, false, true)
 	return &Attack{e}, err
@@ -108,6 +108,7 @@ func (a *Attack) Ascend(x []float32, n, steps int, loss nn.Loss, move func(step,
 // now.
 func (a *Attack) Parts() []nn.Model {
 	a.prepare()
+	a.forward[0].Refresh()
 	var parts []nn.Model
 	for i := range a.machines {
 		parts = append(parts, &part{a.engine, i})
@@ -239,17 +240,17 @@ func newEngine(net *nn.Network, batch int, training, fast bool) (*engine, error)
 	if training && len(e.gradient) == 0 {
 		return nil, fmt.Errorf("network %q has no parameters to train", net.Name)
 	}
+	forward, err := nn.NewForward(net, e.piece)
+	if err != nil {
+		return nil, err
+	}
 	for range min(pieces, runtime.GOMAXPROCS(0)) {
 		m, err := e.compile()
 		if err != nil {
 			return nil, fmt.Errorf("network %q: %w", net.Name, err)
 		}
 		e.machines = append(e.machines, m)
-		f, err := nn.NewForward(net, e.piece)
-		if err != nil {
-			return nil, err
-		}
-		e.forward = append(e.forward, f)
+		e.forward = append(e.forward, forward.Another())
 	}
 	e.failed = make([]error, len(e.machines))
 	return e, nil
@@ -261,9 +262,11 @@ func (e *engine) arithmetic(layer int) kernel.Weighted {
 	if pooled := e.net.ConvPool(layer); pooled != nil {
 		weighted = pooled
 	}
-	if weighted != nil && e.fast {
+	if e.fast {
 		kernel.UseFast(weighted)
 		kernel.UsePairs(weighted, e.pairsIn[layer], e.pairsOut[layer])
+	} else {
+		kernel.UseWinograd(weighted)
 	}
 	return weighted
 }
@@ -306,17 +309,21 @@ func (e *engine) run(x []float32, n, times int, loss nn.Loss, move func(step, lo
 	if err := e.fits(x, n, e.batch); err != nil {
 		return err
 	}
-	if loss != nil {
-		e.prepare()
+	if loss == nil {
+		e.forward[0].Refresh()
+		// Nothing depends on the pieces here: small ones leave the cache to the weights.
+		return e.each((n+minPiece-1)/minPiece, func(worker, piece int) error {
+			lo := piece * minPiece
+			hi := min(lo+minPiece, n)
+			copy(e.logits[lo*e.classes:], e.forward[worker].Logits(x[lo*e.size:hi*e.size], hi-lo))
+			return nil
+		})
 	}
+	e.prepare()
 	return e.each((n+e.piece-1)/e.piece, func(worker, piece int) error {
 		lo := piece * e.piece
 		hi := min(lo+e.piece, n)
 		rows := x[lo*e.size : hi*e.size]
-		if loss == nil {
-			copy(e.logits[lo*e.classes:], e.forward[worker].Logits(rows, hi-lo))
-			return nil
-		}
 		for step := range times {
 			e.machines[worker].run(rows, piece, lo, hi, loss)
 			if move == nil {

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
 
 	"gorgonia.org/gorgonia"
@@ -115,6 +116,7 @@ func TestCase44GradientsEqualCentralDifferences(t *testing.T) {
 				t.Fatal(err)
 			}
 			value := func() (sum float64) {
+				forward.Refresh()
 				for i, z := range forward.Logits(x, n) {
 					sum += float64(z) * float64(factor[i])
 				}
@@ -150,30 +152,75 @@ func TestCase44GradientsEqualCentralDifferences(t *testing.T) {
 	}
 }
 
+// An attack and its judge see the same logits, to the bit, as does who asks about one
+// image alone, on every path.
 func TestForwardEqualsGraph(t *testing.T) {
-	for _, d := range networks {
-		net, err := nn.New(d, 1)
+	for _, path := range kernel.Paths() {
+		for _, d := range append(networks, winograd) {
+			t.Run(path+"/"+d.Name, func(t *testing.T) {
+				defer kernel.Use(path)()
+				net, err := nn.New(d, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				const n = 70 // three pieces, the last one short
+				x := fill(rand.New(rand.NewPCG(4, 5)), n*d.Input.Size())
+				attack, err := NewAttack(net, n)
+				if err != nil {
+					t.Fatal(err)
+				}
+				behind, _, err := attack.Gradient(x, n, weigh(make([]float32, n*d.Classes()), d.Classes()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				behind = slices.Clone(behind)
+				logits, err := attack.Logits(x, n)
+				if err != nil {
+					t.Fatal(err)
+				}
+				one, err := nn.NewForward(net, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for r := range n {
+					want := one.Logits(x[r*d.Input.Size():], 1)
+					row := r * d.Classes()
+					if !slices.Equal(behind[row:][:len(want)], want) || !slices.Equal(logits[row:][:len(want)], want) {
+						t.Fatalf("row %d: %v behind a gradient, %v without, %v alone", r, behind[row:][:len(want)], logits[row:][:len(want)], want)
+					}
+				}
+			})
+		}
+	}
+}
+
+// Changes to the weights count from the next call on.
+func TestLogitsFollowTheWeights(t *testing.T) {
+	net, err := nn.New(winograd, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := fill(rand.New(rand.NewPCG(4, 5)), net.Input.Size())
+	attack, err := NewAttack(net, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seed, ask := range []func() ([]float32, error){
+		func() ([]float32, error) { return attack.Logits(x, 1) },
+		func() ([]float32, error) { return attack.Parts()[0].Logits(x, 1) },
+	} {
+		other, err := nn.New(winograd, uint64(2+seed))
 		if err != nil {
 			t.Fatal(err)
 		}
-		const n = 70 // three pieces, the last one short
-		x := fill(rand.New(rand.NewPCG(4, 5)), n*d.Input.Size())
-		attack, err := NewAttack(net, n)
+		copy(net.Flat(), other.Flat())
+		forward, err := nn.NewForward(other, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
-		logits, _, err := attack.Gradient(x, n, weigh(make([]float32, n*d.Classes()), d.Classes()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		forward, err := nn.NewForward(net, n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i, want := range forward.Logits(x, n) {
-			if math.Abs(float64(logits[i]-want)) > 1e-5 {
-				t.Fatalf("%s: logit %d is %v in the graph, %v in the forward pass", d.Name, i, logits[i], want)
-			}
+		want := forward.Logits(x, 1)
+		if logits, err := ask(); err != nil || !slices.Equal(logits, want) {
+			t.Errorf("logits %v, want %v (%v)", logits, want, err)
 		}
 	}
 }
@@ -208,16 +255,20 @@ func TestResultsDoNotDependOnGoroutines(t *testing.T) {
 	}
 }
 
+// winograd is a network whose convolutions but the first are computed by Winograd's
+// algorithm where the path has it, with and without a pool.
+var winograd = nn.Description{Name: "winograd", Input: nn.Shape{Height: 15, Width: 14, Channels: 1}, Layers: []nn.Layer{
+	{Conv: &nn.Conv{Filters: 16, Kernel: 3, Padding: 1, ReLU: true}},
+	{Conv: &nn.Conv{Filters: 32, Kernel: 3, ReLU: true}},
+	{MaxPool: &nn.MaxPool{Size: 2}},
+	{Conv: &nn.Conv{Filters: 16, Kernel: 3, Padding: 1, ReLU: true}},
+	{Conv: &nn.Conv{Filters: 16, Kernel: 3, Padding: 2, ReLU: true}},
+	{Dense: &nn.Dense{Units: 6}}}}
+
 // The fast arithmetic of training differs from the exact one by rounding, on every path
-// and in all its kinds: bfloat16, and Winograd's algorithm with and without a pool.
+// and in all its kinds.
 func TestFastIsNearlyExact(t *testing.T) {
-	d := nn.Description{Name: "fast", Input: nn.Shape{Height: 15, Width: 14, Channels: 1}, Layers: []nn.Layer{
-		{Conv: &nn.Conv{Filters: 16, Kernel: 3, Padding: 1, ReLU: true}},
-		{Conv: &nn.Conv{Filters: 32, Kernel: 3, ReLU: true}},
-		{MaxPool: &nn.MaxPool{Size: 2}},
-		{Conv: &nn.Conv{Filters: 16, Kernel: 3, Padding: 1, ReLU: true}},
-		{Conv: &nn.Conv{Filters: 16, Kernel: 3, Padding: 2, ReLU: true}},
-		{Dense: &nn.Dense{Units: 6}}}}
+	d := winograd
 	const n = 70 // three pieces, the last one short
 	rng := rand.New(rand.NewPCG(8, 9))
 	x, factor := fill(rng, n*d.Input.Size()), fill(rng, n*d.Classes())

@@ -12,8 +12,9 @@ import (
 // float32 between layers, and are rounded on their way into a product.
 
 // Packer is a Weighted whose Forward takes its weights as Pack returns them: w
-// itself, or w arranged in packed. Pack needs to be called once for each new set of
-// weights. Arranged is the length of packed, and of Turn's turned.
+// itself, or w arranged in packed, which grows where Winograd's algorithm wants more.
+// Pack needs to be called once for each new set of weights. Arranged is the length of
+// packed, and of Turn's turned.
 type Packer interface {
 	Weighted
 	Pack(packed, w []float32) []float32
@@ -31,14 +32,25 @@ func UseBF16(layer Weighted) {
 }
 
 // UseFast makes a layer as fast as training has it: a convolution by Winograd's
-// algorithm where that is the fastest, and otherwise UseBF16 where the path has
-// bfloat16.
+// algorithm where that is faster than bfloat16 too, and otherwise UseBF16 where the path
+// has bfloat16.
 func UseFast(layer Weighted) {
-	if conv := convolution(layer); conv != nil && conv.suitsWinograd() {
-		conv.Winograd = true
-	} else if HasBF16() {
+	if path != "amx" && UseWinograd(layer) {
+		return
+	}
+	if HasBF16() {
 		UseBF16(layer)
 	}
+}
+
+// UseWinograd makes a layer compute by Winograd's algorithm if it is a convolution of
+// which that is the fastest way in float32, and says whether it is.
+func UseWinograd(layer Weighted) bool {
+	conv := convolution(layer)
+	if conv != nil {
+		conv.Winograd = conv.suitsWinograd()
+	}
+	return conv != nil && conv.Winograd
 }
 
 // FitPairs says whether the outputs of one layer may be pairs of bfloat16 for the other

@@ -12,10 +12,10 @@
 // Each output value is accumulated in one fixed order, so results do not depend
 // on the number of goroutines; between paths they differ by rounding only.
 //
-// Layers that ask for it (UseFast) multiply bfloat16 values and add float32 ones, many
-// more at a time, on the paths avx512bf16 and amx, and compute 3 x 3 convolutions by
-// Winograd's algorithm, in float32, on avx512 and avx512bf16 (winograd.go). Everything
-// else is plain float32 on all paths.
+// Layers that ask for it compute 3 x 3 convolutions by Winograd's algorithm, in float32,
+// on all paths with AVX-512 (UseWinograd, winograd.go), or multiply bfloat16 values and
+// add float32 ones, many more at a time, on avx512bf16 and amx (UseFast). Everything else
+// is plain float32 on all paths.
 package kernel
 
 import (
@@ -103,43 +103,29 @@ const tileSide = 16
 
 // maxSteps bounds the steps of one pass over a single segment, so that the
 // strip of b in use (maxSteps x 32 floats) stays in the first-level cache.
-const maxSteps = 256
+const maxSteps = 128
 
 func (p *product) run() {
 	if p.m <= 0 || p.n <= 0 {
 		return
 	}
 	p.check()
-	if p.tiled() {
+	if p.tiled() || p.segments > 1 || p.steps <= maxSteps {
 		p.dispatch()
 		return
 	}
-	line := *p
-	line.lines = 1
-	for l := range max(1, p.lines) {
-		line.a, line.b, line.c = p.a[l*p.aLine:], p.b[l*p.bLine:], p.c[l*p.cLine:]
-		line.cut()
+	part := *p
+	for at := 0; at < p.steps; at += maxSteps {
+		part.steps = min(maxSteps, p.steps-at)
+		part.a, part.b = p.a[at*p.aStep:], p.b[at*p.bStep:]
+		part.add = p.add || at > 0
+		part.relu = p.relu && at+part.steps == p.steps
+		part.dispatch()
 	}
 }
 
 // tiled says whether AMX computes the product.
 func (p *product) tiled() bool { return p.pairs && path == "amx" && p.aStep == 1 }
-
-// cut computes the product in parts of at most maxSteps.
-func (p *product) cut() {
-	if p.segments == 1 && p.steps > maxSteps {
-		part := *p
-		for at := 0; at < p.steps; at += maxSteps {
-			part.steps = min(maxSteps, p.steps-at)
-			part.a, part.b = p.a[at*p.aStep:], p.b[at*p.bStep:]
-			part.add = p.add || at > 0
-			part.relu = p.relu && at+part.steps == p.steps
-			part.dispatch()
-		}
-		return
-	}
-	p.dispatch()
-}
 
 // check panics where an operand is too short: assembly must never be handed
 // an address outside a slice.
@@ -213,8 +199,9 @@ func (f *finish) check(lines, rows, n int) {
 }
 
 func (p *product) portable() {
-	for i := range p.m {
-		c := p.c[i*p.cRow:][:p.n]
+	for at := range max(1, p.lines) * p.m {
+		l, i := at/p.m, at%p.m
+		c := p.c[l*p.cLine+i*p.cRow:][:p.n]
 		switch {
 		case p.add:
 		case p.bias != nil:
@@ -223,7 +210,7 @@ func (p *product) portable() {
 			clear(c)
 		}
 		for s := range p.segments {
-			a, b := s*p.aSegment+i*p.aRow, s*p.bSegment
+			a, b := l*p.aLine+s*p.aSegment+i*p.aRow, l*p.bLine+s*p.bSegment
 			for range p.steps {
 				if p.pairs {
 					v0, v1 := split(p.a[a])

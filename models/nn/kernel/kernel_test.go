@@ -329,7 +329,7 @@ func TestWinogradIsExact(t *testing.T) {
 	})
 }
 
-// What training is fast by.
+// What answers and training are fast by.
 func TestUseFast(t *testing.T) {
 	conv := func(side, channels, filters, kernel, stride int) Conv {
 		out := (side-kernel)/stride + 1
@@ -348,10 +348,15 @@ func TestUseFast(t *testing.T) {
 			{"a stride", conv(13, 32, 32, 3, 2), false},
 			{"5 x 5", conv(28, 32, 32, 5, 1), false},
 		} {
+			answer := &ConvPool{Conv: c.Conv, Size: 2}
+			winograd := c.winograd && path != "portable" && path != "avx2"
+			if UseWinograd(answer) != winograd || answer.Winograd != winograd || answer.BF16 {
+				t.Errorf("%s for an answer: Winograd %v, bfloat16 %v", c.name, answer.Winograd, answer.BF16)
+			}
 			p := &ConvPool{Conv: c.Conv, Size: 2}
 			UseFast(&c.Conv)
 			UseFast(p)
-			winograd := c.winograd && (path == "avx512" || path == "avx512bf16")
+			winograd = winograd && path != "amx"
 			if c.Conv.Winograd != winograd || c.Conv.BF16 != (!winograd && HasBF16()) {
 				t.Errorf("%s: Winograd %v, bfloat16 %v", c.name, c.Conv.Winograd, c.Conv.BF16)
 			}

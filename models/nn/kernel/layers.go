@@ -9,7 +9,7 @@ type Conv struct {
 	Filters                 int
 	Kernel, Stride, Padding int
 	BF16                    bool // multiply bfloat16 values: see HasBF16
-	Winograd                bool // by Winograd's algorithm, of float32: see UseFast
+	Winograd                bool // by Winograd's algorithm, of float32: see UseWinograd
 	PairsIn, PairsOut       bool // inputs and outputs, and their gradients, are pairs: see UsePairs
 
 	tiles  *winograd
@@ -96,7 +96,7 @@ func (c *Conv) fitsWinograd() bool { return c.Kernel == 3 && c.Stride == 1 }
 // suitsWinograd says whether it is the fastest where vectors are 16 values wide: those
 // have channels to fill them, and at least half of what the tiles make is wanted.
 func (c *Conv) suitsWinograd() bool {
-	if path != "avx512" && path != "avx512bf16" || !c.fitsWinograd() || c.Channels%16 != 0 || c.Filters%16 != 0 {
+	if path == "portable" || path == "avx2" || !c.fitsWinograd() || c.Channels%16 != 0 || c.Filters%16 != 0 {
 		return false
 	}
 	w := newWinograd(c)
@@ -108,6 +108,15 @@ func (c *Conv) winograd() *winograd {
 		c.tiles = newWinograd(c)
 	}
 	return c.tiles
+}
+
+// Grain is the side of the squares that outputs are made in: each of one depends, if
+// only by rounding, on all the inputs under it.
+func (c *Conv) Grain() int {
+	if c.Winograd {
+		return tileOut
+	}
+	return 1
 }
 
 // together is how many images are worked on at a time.
@@ -130,6 +139,7 @@ func (c *Conv) Arranged() int {
 // Pack makes Conv a Packer.
 func (c *Conv) Pack(packed, w []float32) []float32 {
 	if c.Winograd {
+		packed = grow(packed, c.Arranged())
 		spreadWeights(packed, w, c.Channels*c.Filters)
 		return packed
 	}
@@ -330,16 +340,16 @@ func (c *Conv) rows(y []float32, oy, n int) {
 }
 
 // Window computes a window of one example's output from its input with the border of
-// zeros. Lines of y lie so many floats apart. It multiplies float32 values.
+// zeros, with the values that Forward gives them. Lines of y lie so many floats apart.
+// It multiplies float32 values.
 func (c *Conv) Window(y []float32, line int, x, w, bias []float32, relu bool, top, left, height, width int) {
-	c.window(x, w, bias, relu, left, width, line)
-	c.rows(y, top, height)
-}
-
-// window prepares for rows columns of one example's output.
-func (c *Conv) window(x, w, bias []float32, relu bool, left, width, line int) {
+	if c.Winograd {
+		c.winograd().window(y, line, x, w, bias, relu, top, left, height, width)
+		return
+	}
 	c.over(x, (c.Width+2*c.Padding)*c.Channels, c.Stride*c.Channels, c.Kernel*c.Channels, w, bias, relu)
 	c.image.m, c.image.a, c.image.cLine = width, x[left*c.image.aRow:], line
+	c.rows(y, top, height)
 }
 
 // part is one part of an input gradient: that of every Stride-th row and column of
@@ -877,15 +887,15 @@ func (p *ConvPool) Forward(y, x, w, bias []float32, rows int, relu bool) {
 
 // Window computes a window of one example's output, as Conv's does.
 func (p *ConvPool) Window(y []float32, line int, x, w, bias []float32, top, left, height, width int) {
-	strip, row := p.OutWidth*p.Filters, width*p.Filters
-	p.strip = grow(p.strip, p.Size*strip)
+	row := width * p.Filters
+	strip := p.Size * row
+	p.strip = grow(p.strip, height*p.Size*strip)
 	if len(p.which) < row {
 		p.which = make([]int32, row)
 	}
-	p.window(x, w, bias, true, left*p.Size, width*p.Size, strip)
+	p.Conv.Window(p.strip, strip, x, w, bias, true, top*p.Size, left*p.Size, height*p.Size, width*p.Size)
 	for i := range height {
-		p.rows(p.strip, (top+i)*p.Size, p.Size)
-		pool(y[i*line:][:row], p.which[:row], p.strip, p.Size, strip, p.Filters)
+		pool(y[i*line:][:row], p.which[:row], p.strip[i*p.Size*strip:], p.Size, strip, p.Filters)
 	}
 }
 

@@ -3,7 +3,7 @@
 package kernel
 
 // micro runs the micro-kernel for a tile of rows x vectors.
-func micro(set set, rows, vectors int, masked bool, t *[14]uintptr) {
+func micro(set set, rows, vectors int, masked bool, t *[18]uintptr) {
 	at := int(set)<<7 | rows<<3 | vectors<<1
 	if masked {
 		at |= 1

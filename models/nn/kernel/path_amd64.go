@@ -37,6 +37,9 @@ type tile struct {
 	cRow               uintptr
 	mask               uintptr // avx512: bits of the columns in use; avx2: address of 8 lanes
 	flags              uintptr // 1: add to c; 2: clamp at 0
+	lines              uintptr // the micro-kernel counts them down, and moves a, b and c on
+	aLine, bLine       uintptr
+	cLine              uintptr
 }
 
 // lanes holds a mask of k leading lanes at lanes[8-k].
@@ -104,6 +107,7 @@ func (p *product) vectors(set set) {
 		bStep: uintptr(p.bStep) * float,
 		bNext: uintptr(p.bSegment-p.steps*p.bStep) * float,
 		cRow:  uintptr(p.cRow) * float,
+		aLine: uintptr(p.aLine) * float, bLine: uintptr(p.bLine) * float, cLine: uintptr(p.cLine) * float,
 	}
 	if p.add {
 		t.flags |= 1
@@ -121,15 +125,16 @@ func (p *product) vectors(set set) {
 				t.mask = uintptr(unsafe.Pointer(&lanes[8-columns])) // a global: never moves
 			}
 		}
-		t.b = unsafe.Pointer(&p.b[j])
 		if p.bias != nil {
 			t.bias = unsafe.Pointer(&p.bias[j])
 		}
 		for i, n := 0, 0; n < tiles; n++ {
 			next := p.m * (n + 1) / tiles // tiles of even height: none is left with a row or two
 			t.a = unsafe.Pointer(&p.a[i*p.aRow])
+			t.b = unsafe.Pointer(&p.b[j])
 			t.c = unsafe.Pointer(&p.c[i*p.cRow+j])
-			micro(set, next-i, vectors, masked, (*[14]uintptr)(unsafe.Pointer(&t)))
+			t.lines = uintptr(max(1, p.lines))
+			micro(set, next-i, vectors, masked, (*[18]uintptr)(unsafe.Pointer(&t)))
 			i = next
 		}
 		j += columns

@@ -4,15 +4,17 @@
 
 #include "textflag.h"
 
-// func avx512_1x1(t *[14]uintptr)
+// func avx512_1x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -59,10 +61,21 @@ store:
 	MOVQ    16(DI), AX
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_1x1m(t *[14]uintptr)
+// func avx512_1x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -70,12 +83,14 @@ TEXT ·avx512_1x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -121,18 +136,31 @@ store:
 	MOVQ    16(DI), AX
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x1(t *[14]uintptr)
+// func bf16_1x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -180,10 +208,21 @@ store:
 	MOVQ    16(DI), AX
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x1m(t *[14]uintptr)
+// func bf16_1x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -191,12 +230,14 @@ TEXT ·bf16_1x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -243,18 +284,31 @@ store:
 	MOVQ    16(DI), AX
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_1x2(t *[14]uintptr)
+// func avx512_1x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -308,10 +362,21 @@ store:
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_1x2m(t *[14]uintptr)
+// func avx512_1x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_1x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -319,12 +384,14 @@ TEXT ·avx512_1x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -377,18 +444,31 @@ store:
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x2(t *[14]uintptr)
+// func bf16_1x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -444,10 +524,21 @@ store:
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, (AX)
 	VMOVUPS Z1, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_1x2m(t *[14]uintptr)
+// func bf16_1x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_1x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -455,12 +546,14 @@ TEXT ·bf16_1x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -515,18 +608,31 @@ store:
 	MOVQ    88(DI), CX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x1(t *[14]uintptr)
+// func avx512_2x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -582,10 +688,21 @@ store:
 	VMOVUPS Z0, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x1m(t *[14]uintptr)
+// func avx512_2x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -593,12 +710,14 @@ TEXT ·avx512_2x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -653,18 +772,31 @@ store:
 	VMOVUPS Z0, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z1, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x1(t *[14]uintptr)
+// func bf16_2x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -722,10 +854,21 @@ store:
 	VMOVUPS Z0, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x1m(t *[14]uintptr)
+// func bf16_2x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -733,12 +876,14 @@ TEXT ·bf16_2x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -795,18 +940,31 @@ store:
 	VMOVUPS Z0, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z1, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x2(t *[14]uintptr)
+// func avx512_2x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -875,10 +1033,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z2, (AX)
 	VMOVUPS Z3, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_2x2m(t *[14]uintptr)
+// func avx512_2x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_2x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -886,12 +1055,14 @@ TEXT ·avx512_2x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -959,18 +1130,31 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z2, K1, (AX)
 	VMOVUPS Z3, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x2(t *[14]uintptr)
+// func bf16_2x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1043,10 +1227,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z2, (AX)
 	VMOVUPS Z3, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_2x2m(t *[14]uintptr)
+// func bf16_2x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_2x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1054,12 +1249,14 @@ TEXT ·bf16_2x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -1131,18 +1328,31 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z2, K1, (AX)
 	VMOVUPS Z3, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x1(t *[14]uintptr)
+// func avx512_3x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1207,10 +1417,21 @@ store:
 	VMOVUPS Z1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z2, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x1m(t *[14]uintptr)
+// func avx512_3x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1218,12 +1439,14 @@ TEXT ·avx512_3x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -1287,18 +1510,31 @@ store:
 	VMOVUPS Z1, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z2, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x1(t *[14]uintptr)
+// func bf16_3x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1366,10 +1602,21 @@ store:
 	VMOVUPS Z1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z2, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x1m(t *[14]uintptr)
+// func bf16_3x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1377,12 +1624,14 @@ TEXT ·bf16_3x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -1449,18 +1698,31 @@ store:
 	VMOVUPS Z1, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z2, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x2(t *[14]uintptr)
+// func avx512_3x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1544,10 +1806,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z4, (AX)
 	VMOVUPS Z5, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_3x2m(t *[14]uintptr)
+// func avx512_3x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_3x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1555,12 +1828,14 @@ TEXT ·avx512_3x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -1643,18 +1918,31 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z4, K1, (AX)
 	VMOVUPS Z5, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x2(t *[14]uintptr)
+// func bf16_3x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1744,10 +2032,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z4, (AX)
 	VMOVUPS Z5, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_3x2m(t *[14]uintptr)
+// func bf16_3x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_3x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1755,12 +2054,14 @@ TEXT ·bf16_3x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -1849,19 +2150,32 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z4, K1, (AX)
 	VMOVUPS Z5, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x1(t *[14]uintptr)
+// func avx512_4x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -1935,10 +2249,21 @@ store:
 	VMOVUPS Z2, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z3, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x1m(t *[14]uintptr)
+// func avx512_4x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -1946,13 +2271,15 @@ TEXT ·avx512_4x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -2025,19 +2352,32 @@ store:
 	VMOVUPS Z2, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z3, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x1(t *[14]uintptr)
+// func bf16_4x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -2115,10 +2455,21 @@ store:
 	VMOVUPS Z2, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z3, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x1m(t *[14]uintptr)
+// func bf16_4x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2126,13 +2477,15 @@ TEXT ·bf16_4x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -2209,19 +2562,32 @@ store:
 	VMOVUPS Z2, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z3, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x2(t *[14]uintptr)
+// func avx512_4x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -2320,10 +2686,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z6, (AX)
 	VMOVUPS Z7, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_4x2m(t *[14]uintptr)
+// func avx512_4x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_4x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2331,13 +2708,15 @@ TEXT ·avx512_4x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -2435,19 +2814,32 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z6, K1, (AX)
 	VMOVUPS Z7, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x2(t *[14]uintptr)
+// func bf16_4x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -2554,10 +2946,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z6, (AX)
 	VMOVUPS Z7, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_4x2m(t *[14]uintptr)
+// func bf16_4x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_4x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2565,13 +2968,15 @@ TEXT ·bf16_4x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -2677,19 +3082,32 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z6, K1, (AX)
 	VMOVUPS Z7, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x1(t *[14]uintptr)
+// func avx512_5x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -2772,10 +3190,21 @@ store:
 	VMOVUPS Z3, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z4, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x1m(t *[14]uintptr)
+// func avx512_5x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2783,13 +3212,15 @@ TEXT ·avx512_5x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -2871,19 +3302,32 @@ store:
 	VMOVUPS Z3, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z4, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x1(t *[14]uintptr)
+// func bf16_5x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -2971,10 +3415,21 @@ store:
 	VMOVUPS Z3, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z4, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x1m(t *[14]uintptr)
+// func bf16_5x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -2982,13 +3437,15 @@ TEXT ·bf16_5x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -3075,19 +3532,32 @@ store:
 	VMOVUPS Z3, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z4, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x2(t *[14]uintptr)
+// func avx512_5x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -3201,10 +3671,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z8, (AX)
 	VMOVUPS Z9, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_5x2m(t *[14]uintptr)
+// func avx512_5x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_5x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3212,13 +3693,15 @@ TEXT ·avx512_5x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -3331,19 +3814,32 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z8, K1, (AX)
 	VMOVUPS Z9, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x2(t *[14]uintptr)
+// func bf16_5x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -3467,10 +3963,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z8, (AX)
 	VMOVUPS Z9, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_5x2m(t *[14]uintptr)
+// func bf16_5x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_5x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3478,13 +3985,15 @@ TEXT ·bf16_5x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -3607,20 +4116,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z8, K1, (AX)
 	VMOVUPS Z9, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x1(t *[14]uintptr)
+// func avx512_6x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -3712,10 +4234,21 @@ store:
 	VMOVUPS Z4, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z5, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x1m(t *[14]uintptr)
+// func avx512_6x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3723,14 +4256,16 @@ TEXT ·avx512_6x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -3821,20 +4356,33 @@ store:
 	VMOVUPS Z4, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z5, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x1(t *[14]uintptr)
+// func bf16_6x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -3932,10 +4480,21 @@ store:
 	VMOVUPS Z4, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z5, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x1m(t *[14]uintptr)
+// func bf16_6x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -3943,14 +4502,16 @@ TEXT ·bf16_6x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -4047,20 +4608,33 @@ store:
 	VMOVUPS Z4, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z5, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x2(t *[14]uintptr)
+// func avx512_6x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -4189,10 +4763,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z10, (AX)
 	VMOVUPS Z11, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_6x2m(t *[14]uintptr)
+// func avx512_6x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_6x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -4200,14 +4785,16 @@ TEXT ·avx512_6x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -4335,20 +4922,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z10, K1, (AX)
 	VMOVUPS Z11, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x2(t *[14]uintptr)
+// func bf16_6x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -4489,10 +5089,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z10, (AX)
 	VMOVUPS Z11, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_6x2m(t *[14]uintptr)
+// func bf16_6x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_6x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -4500,14 +5111,16 @@ TEXT ·bf16_6x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -4647,20 +5260,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z10, K1, (AX)
 	VMOVUPS Z11, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x1(t *[14]uintptr)
+// func avx512_7x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -4761,10 +5387,21 @@ store:
 	VMOVUPS Z5, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z6, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x1m(t *[14]uintptr)
+// func avx512_7x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -4772,14 +5409,16 @@ TEXT ·avx512_7x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -4879,20 +5518,33 @@ store:
 	VMOVUPS Z5, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z6, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x1(t *[14]uintptr)
+// func bf16_7x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -5000,10 +5652,21 @@ store:
 	VMOVUPS Z5, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z6, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x1m(t *[14]uintptr)
+// func bf16_7x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -5011,14 +5674,16 @@ TEXT ·bf16_7x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -5125,20 +5790,33 @@ store:
 	VMOVUPS Z5, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z6, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x2(t *[14]uintptr)
+// func avx512_7x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -5282,10 +5960,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z12, (AX)
 	VMOVUPS Z13, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_7x2m(t *[14]uintptr)
+// func avx512_7x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_7x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -5293,14 +5982,16 @@ TEXT ·avx512_7x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -5443,20 +6134,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z12, K1, (AX)
 	VMOVUPS Z13, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x2(t *[14]uintptr)
+// func bf16_7x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -5614,10 +6318,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z12, (AX)
 	VMOVUPS Z13, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_7x2m(t *[14]uintptr)
+// func bf16_7x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_7x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -5625,14 +6340,16 @@ TEXT ·bf16_7x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -5789,22 +6506,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z12, K1, (AX)
 	VMOVUPS Z13, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x1(t *[14]uintptr)
+// func avx512_8x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -5916,10 +6646,21 @@ store:
 	VMOVUPS Z6, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z7, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x1m(t *[14]uintptr)
+// func avx512_8x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -5927,16 +6668,18 @@ TEXT ·avx512_8x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -6047,22 +6790,35 @@ store:
 	VMOVUPS Z6, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z7, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x1(t *[14]uintptr)
+// func bf16_8x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -6182,10 +6938,21 @@ store:
 	VMOVUPS Z6, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z7, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x1m(t *[14]uintptr)
+// func bf16_8x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -6193,16 +6960,18 @@ TEXT ·bf16_8x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -6321,22 +7090,35 @@ store:
 	VMOVUPS Z6, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z7, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x2(t *[14]uintptr)
+// func avx512_8x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -6497,10 +7279,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z14, (AX)
 	VMOVUPS Z15, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_8x2m(t *[14]uintptr)
+// func avx512_8x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_8x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -6508,16 +7301,18 @@ TEXT ·avx512_8x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -6677,22 +7472,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z14, K1, (AX)
 	VMOVUPS Z15, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x2(t *[14]uintptr)
+// func bf16_8x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -6869,10 +7677,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z14, (AX)
 	VMOVUPS Z15, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_8x2m(t *[14]uintptr)
+// func bf16_8x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_8x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -6880,16 +7699,18 @@ TEXT ·bf16_8x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -7065,22 +7886,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z14, K1, (AX)
 	VMOVUPS Z15, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x1(t *[14]uintptr)
+// func avx512_9x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -7201,10 +8035,21 @@ store:
 	VMOVUPS Z7, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z8, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x1m(t *[14]uintptr)
+// func avx512_9x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -7212,16 +8057,18 @@ TEXT ·avx512_9x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -7341,22 +8188,35 @@ store:
 	VMOVUPS Z7, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z8, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x1(t *[14]uintptr)
+// func bf16_9x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -7486,10 +8346,21 @@ store:
 	VMOVUPS Z7, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z8, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x1m(t *[14]uintptr)
+// func bf16_9x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -7497,16 +8368,18 @@ TEXT ·bf16_9x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -7635,22 +8508,35 @@ store:
 	VMOVUPS Z7, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z8, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x2(t *[14]uintptr)
+// func avx512_9x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -7826,10 +8712,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z16, (AX)
 	VMOVUPS Z17, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_9x2m(t *[14]uintptr)
+// func avx512_9x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_9x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -7837,16 +8734,18 @@ TEXT ·avx512_9x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -8021,22 +8920,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z16, K1, (AX)
 	VMOVUPS Z17, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x2(t *[14]uintptr)
+// func bf16_9x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -8230,10 +9142,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z16, (AX)
 	VMOVUPS Z17, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_9x2m(t *[14]uintptr)
+// func bf16_9x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_9x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -8241,16 +9164,18 @@ TEXT ·bf16_9x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -8443,22 +9368,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z16, K1, (AX)
 	VMOVUPS Z17, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x1(t *[14]uintptr)
+// func avx512_10x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -8588,10 +9526,21 @@ store:
 	VMOVUPS Z8, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z9, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x1m(t *[14]uintptr)
+// func avx512_10x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -8599,16 +9548,18 @@ TEXT ·avx512_10x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -8737,22 +9688,35 @@ store:
 	VMOVUPS Z8, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z9, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x1(t *[14]uintptr)
+// func bf16_10x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -8892,10 +9856,21 @@ store:
 	VMOVUPS Z8, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z9, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x1m(t *[14]uintptr)
+// func bf16_10x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -8903,16 +9878,18 @@ TEXT ·bf16_10x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -9051,22 +10028,35 @@ store:
 	VMOVUPS Z8, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z9, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x2(t *[14]uintptr)
+// func avx512_10x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -9257,10 +10247,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z18, (AX)
 	VMOVUPS Z19, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_10x2m(t *[14]uintptr)
+// func avx512_10x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_10x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -9268,16 +10269,18 @@ TEXT ·avx512_10x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -9467,22 +10470,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z18, K1, (AX)
 	VMOVUPS Z19, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x2(t *[14]uintptr)
+// func bf16_10x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -9693,10 +10709,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z18, (AX)
 	VMOVUPS Z19, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_10x2m(t *[14]uintptr)
+// func bf16_10x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_10x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -9704,16 +10731,18 @@ TEXT ·bf16_10x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -9923,22 +10952,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z18, K1, (AX)
 	VMOVUPS Z19, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x1(t *[14]uintptr)
+// func avx512_11x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -10077,10 +11119,21 @@ store:
 	VMOVUPS Z9, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z10, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x1m(t *[14]uintptr)
+// func avx512_11x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -10088,16 +11141,18 @@ TEXT ·avx512_11x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -10235,22 +11290,35 @@ store:
 	VMOVUPS Z9, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z10, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x1(t *[14]uintptr)
+// func bf16_11x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -10400,10 +11468,21 @@ store:
 	VMOVUPS Z9, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z10, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x1m(t *[14]uintptr)
+// func bf16_11x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -10411,16 +11490,18 @@ TEXT ·bf16_11x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -10569,22 +11650,35 @@ store:
 	VMOVUPS Z9, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z10, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x2(t *[14]uintptr)
+// func avx512_11x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -10790,10 +11884,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z20, (AX)
 	VMOVUPS Z21, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_11x2m(t *[14]uintptr)
+// func avx512_11x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_11x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -10801,16 +11906,18 @@ TEXT ·avx512_11x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -11015,22 +12122,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z20, K1, (AX)
 	VMOVUPS Z21, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x2(t *[14]uintptr)
+// func bf16_11x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -11258,10 +12378,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z20, (AX)
 	VMOVUPS Z21, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_11x2m(t *[14]uintptr)
+// func bf16_11x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_11x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -11269,16 +12400,18 @@ TEXT ·bf16_11x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -11505,22 +12638,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z20, K1, (AX)
 	VMOVUPS Z21, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x1(t *[14]uintptr)
+// func avx512_12x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -11668,10 +12814,21 @@ store:
 	VMOVUPS Z10, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z11, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x1m(t *[14]uintptr)
+// func avx512_12x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -11679,16 +12836,18 @@ TEXT ·avx512_12x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -11835,22 +12994,35 @@ store:
 	VMOVUPS Z10, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z11, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x1(t *[14]uintptr)
+// func bf16_12x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -12010,10 +13182,21 @@ store:
 	VMOVUPS Z10, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z11, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x1m(t *[14]uintptr)
+// func bf16_12x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -12021,16 +13204,18 @@ TEXT ·bf16_12x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -12189,22 +13374,35 @@ store:
 	VMOVUPS Z10, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z11, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x2(t *[14]uintptr)
+// func avx512_12x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -12425,10 +13623,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z22, (AX)
 	VMOVUPS Z23, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_12x2m(t *[14]uintptr)
+// func avx512_12x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_12x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -12436,16 +13645,18 @@ TEXT ·avx512_12x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -12665,22 +13876,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z22, K1, (AX)
 	VMOVUPS Z23, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x2(t *[14]uintptr)
+// func bf16_12x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -12925,10 +14149,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z22, (AX)
 	VMOVUPS Z23, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_12x2m(t *[14]uintptr)
+// func bf16_12x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_12x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -12936,16 +14171,18 @@ TEXT ·bf16_12x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -13189,22 +14426,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z22, K1, (AX)
 	VMOVUPS Z23, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x1(t *[14]uintptr)
+// func avx512_13x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -13361,10 +14611,21 @@ store:
 	VMOVUPS Z11, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z12, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x1m(t *[14]uintptr)
+// func avx512_13x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -13372,16 +14633,18 @@ TEXT ·avx512_13x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -13537,22 +14800,35 @@ store:
 	VMOVUPS Z11, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z12, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x1(t *[14]uintptr)
+// func bf16_13x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -13722,10 +14998,21 @@ store:
 	VMOVUPS Z11, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z12, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x1m(t *[14]uintptr)
+// func bf16_13x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -13733,16 +15020,18 @@ TEXT ·bf16_13x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -13911,22 +15200,35 @@ store:
 	VMOVUPS Z11, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z12, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x2(t *[14]uintptr)
+// func avx512_13x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -14162,10 +15464,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z24, (AX)
 	VMOVUPS Z25, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_13x2m(t *[14]uintptr)
+// func avx512_13x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_13x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -14173,16 +15486,18 @@ TEXT ·avx512_13x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -14417,22 +15732,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z24, K1, (AX)
 	VMOVUPS Z25, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x2(t *[14]uintptr)
+// func bf16_13x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -14694,10 +16022,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z24, (AX)
 	VMOVUPS Z25, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_13x2m(t *[14]uintptr)
+// func bf16_13x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_13x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -14705,16 +16044,18 @@ TEXT ·bf16_13x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -14975,22 +16316,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z24, K1, (AX)
 	VMOVUPS Z25, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x1(t *[14]uintptr)
+// func avx512_14x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -15156,10 +16510,21 @@ store:
 	VMOVUPS Z12, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z13, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x1m(t *[14]uintptr)
+// func avx512_14x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -15167,16 +16532,18 @@ TEXT ·avx512_14x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -15341,22 +16708,35 @@ store:
 	VMOVUPS Z12, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z13, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x1(t *[14]uintptr)
+// func bf16_14x1(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -15536,10 +16916,21 @@ store:
 	VMOVUPS Z12, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z13, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x1m(t *[14]uintptr)
+// func bf16_14x1m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x1m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -15547,16 +16938,18 @@ TEXT ·bf16_14x1m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -15735,22 +17128,35 @@ store:
 	VMOVUPS Z12, K1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Z13, K1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x2(t *[14]uintptr)
+// func avx512_14x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -16001,10 +17407,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z26, (AX)
 	VMOVUPS Z27, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx512_14x2m(t *[14]uintptr)
+// func avx512_14x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·avx512_14x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -16012,16 +17429,18 @@ TEXT ·avx512_14x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -16271,22 +17690,35 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z26, K1, (AX)
 	VMOVUPS Z27, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x2(t *[14]uintptr)
+// func bf16_14x2(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
-	LEAQ (SI)(R10*2), R8
-	ADDQ R9, R8
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -16565,10 +17997,21 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z26, (AX)
 	VMOVUPS Z27, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func bf16_14x2m(t *[14]uintptr)
+// func bf16_14x2m(t *[18]uintptr)
 // Requires: AVX, AVX512F
 TEXT ·bf16_14x2m(SB), NOSPLIT, $0-8
 	MOVQ  t+0(FP), DI
@@ -16576,16 +18019,18 @@ TEXT ·bf16_14x2m(SB), NOSPLIT, $0-8
 	KMOVW AX, K1
 	SHRQ  $0x10, AX
 	KMOVW AX, K2
-	MOVQ  (DI), SI
-	MOVQ  8(DI), BX
 	MOVQ  48(DI), R9
 	LEAQ  (R9)(R9*2), R10
 	LEAQ  (R9)(R9*4), R11
-	LEAQ  (SI)(R10*2), R8
-	ADDQ  R9, R8
 	MOVQ  56(DI), R12
 	MOVQ  72(DI), R13
-	MOVQ  32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	LEAQ (SI)(R10*2), R8
+	ADDQ R9, R8
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ      16(DI), AX
@@ -16863,18 +18308,31 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Z26, K1, (AX)
 	VMOVUPS Z27, K2, 64(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_1x1(t *[14]uintptr)
+// func avx2_1x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_1x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -16921,21 +18379,34 @@ store:
 	MOVQ    16(DI), AX
 	MOVQ    88(DI), CX
 	VMOVUPS Y0, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_1x1m(t *[14]uintptr)
+// func avx2_1x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_1x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -16981,18 +18452,31 @@ store:
 	MOVQ       16(DI), AX
 	MOVQ       88(DI), CX
 	VMASKMOVPS Y0, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_1x2(t *[14]uintptr)
+// func avx2_1x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_1x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17046,18 +18530,31 @@ store:
 	MOVQ    88(DI), CX
 	VMOVUPS Y0, (AX)
 	VMOVUPS Y1, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_2x1(t *[14]uintptr)
+// func avx2_2x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_2x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17113,21 +18610,34 @@ store:
 	VMOVUPS Y0, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Y1, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_2x1m(t *[14]uintptr)
+// func avx2_2x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_2x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -17182,18 +18692,31 @@ store:
 	VMASKMOVPS Y0, Y15, (AX)
 	ADDQ       CX, AX
 	VMASKMOVPS Y1, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_2x2(t *[14]uintptr)
+// func avx2_2x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_2x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17262,18 +18785,31 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Y2, (AX)
 	VMOVUPS Y3, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_3x1(t *[14]uintptr)
+// func avx2_3x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_3x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17338,21 +18874,34 @@ store:
 	VMOVUPS Y1, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Y2, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_3x1m(t *[14]uintptr)
+// func avx2_3x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_3x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -17416,18 +18965,31 @@ store:
 	VMASKMOVPS Y1, Y15, (AX)
 	ADDQ       CX, AX
 	VMASKMOVPS Y2, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_3x2(t *[14]uintptr)
+// func avx2_3x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_3x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17511,19 +19073,32 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Y4, (AX)
 	VMOVUPS Y5, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_4x1(t *[14]uintptr)
+// func avx2_4x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_4x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17597,22 +19172,35 @@ store:
 	VMOVUPS Y2, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Y3, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_4x1m(t *[14]uintptr)
+// func avx2_4x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_4x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	LEAQ    (R9)(R9*2), R10
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -17685,19 +19273,32 @@ store:
 	VMASKMOVPS Y2, Y15, (AX)
 	ADDQ       CX, AX
 	VMASKMOVPS Y3, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_4x2(t *[14]uintptr)
+// func avx2_4x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_4x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17796,19 +19397,32 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Y6, (AX)
 	VMOVUPS Y7, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_5x1(t *[14]uintptr)
+// func avx2_5x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_5x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -17891,22 +19505,35 @@ store:
 	VMOVUPS Y3, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Y4, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_5x1m(t *[14]uintptr)
+// func avx2_5x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_5x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	LEAQ    (R9)(R9*2), R10
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -17988,19 +19615,32 @@ store:
 	VMASKMOVPS Y3, Y15, (AX)
 	ADDQ       CX, AX
 	VMASKMOVPS Y4, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_5x2(t *[14]uintptr)
+// func avx2_5x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_5x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -18114,20 +19754,33 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Y8, (AX)
 	VMOVUPS Y9, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_6x1(t *[14]uintptr)
+// func avx2_6x1(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_6x1(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -18219,23 +19872,36 @@ store:
 	VMOVUPS Y4, (AX)
 	ADDQ    CX, AX
 	VMOVUPS Y5, (AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_6x1m(t *[14]uintptr)
+// func avx2_6x1m(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_6x1m(SB), NOSPLIT, $0-8
 	MOVQ    t+0(FP), DI
 	MOVQ    96(DI), AX
 	VMOVUPS (AX), Y15
-	MOVQ    (DI), SI
-	MOVQ    8(DI), BX
 	MOVQ    48(DI), R9
 	LEAQ    (R9)(R9*2), R10
 	LEAQ    (R9)(R9*4), R11
 	MOVQ    56(DI), R12
 	MOVQ    72(DI), R13
-	MOVQ    32(DI), DX
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
+	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
 	MOVQ       16(DI), AX
@@ -18326,20 +19992,33 @@ store:
 	VMASKMOVPS Y4, Y15, (AX)
 	ADDQ       CX, AX
 	VMASKMOVPS Y5, Y15, (AX)
+	DECQ       112(DI)
+	JZ         done
+	MOVQ       120(DI), AX
+	ADDQ       AX, (DI)
+	MOVQ       128(DI), AX
+	ADDQ       AX, 8(DI)
+	MOVQ       136(DI), AX
+	ADDQ       AX, 16(DI)
+	JMP        line
+
+done:
 	VZEROUPPER
 	RET
 
-// func avx2_6x2(t *[14]uintptr)
+// func avx2_6x2(t *[18]uintptr)
 // Requires: AVX, FMA3
 TEXT ·avx2_6x2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
-	MOVQ (DI), SI
-	MOVQ 8(DI), BX
 	MOVQ 48(DI), R9
 	LEAQ (R9)(R9*2), R10
 	LEAQ (R9)(R9*4), R11
 	MOVQ 56(DI), R12
 	MOVQ 72(DI), R13
+
+line:
+	MOVQ (DI), SI
+	MOVQ 8(DI), BX
 	MOVQ 32(DI), DX
 
 	// the tile starts as c, as the bias, or as zero
@@ -18468,6 +20147,17 @@ store:
 	ADDQ    CX, AX
 	VMOVUPS Y10, (AX)
 	VMOVUPS Y11, 32(AX)
+	DECQ    112(DI)
+	JZ      done
+	MOVQ    120(DI), AX
+	ADDQ    AX, (DI)
+	MOVQ    128(DI), AX
+	ADDQ    AX, 8(DI)
+	MOVQ    136(DI), AX
+	ADDQ    AX, 16(DI)
+	JMP     line
+
+done:
 	VZEROUPPER
 	RET
 

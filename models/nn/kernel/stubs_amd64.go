@@ -5,394 +5,394 @@
 package kernel
 
 //go:noescape
-func avx512_1x1(t *[14]uintptr)
+func avx512_1x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_1x1m(t *[14]uintptr)
+func avx512_1x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_1x1(t *[14]uintptr)
+func bf16_1x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_1x1m(t *[14]uintptr)
+func bf16_1x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_1x2(t *[14]uintptr)
+func avx512_1x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_1x2m(t *[14]uintptr)
+func avx512_1x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_1x2(t *[14]uintptr)
+func bf16_1x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_1x2m(t *[14]uintptr)
+func bf16_1x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_2x1(t *[14]uintptr)
+func avx512_2x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_2x1m(t *[14]uintptr)
+func avx512_2x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_2x1(t *[14]uintptr)
+func bf16_2x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_2x1m(t *[14]uintptr)
+func bf16_2x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_2x2(t *[14]uintptr)
+func avx512_2x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_2x2m(t *[14]uintptr)
+func avx512_2x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_2x2(t *[14]uintptr)
+func bf16_2x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_2x2m(t *[14]uintptr)
+func bf16_2x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_3x1(t *[14]uintptr)
+func avx512_3x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_3x1m(t *[14]uintptr)
+func avx512_3x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_3x1(t *[14]uintptr)
+func bf16_3x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_3x1m(t *[14]uintptr)
+func bf16_3x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_3x2(t *[14]uintptr)
+func avx512_3x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_3x2m(t *[14]uintptr)
+func avx512_3x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_3x2(t *[14]uintptr)
+func bf16_3x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_3x2m(t *[14]uintptr)
+func bf16_3x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_4x1(t *[14]uintptr)
+func avx512_4x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_4x1m(t *[14]uintptr)
+func avx512_4x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_4x1(t *[14]uintptr)
+func bf16_4x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_4x1m(t *[14]uintptr)
+func bf16_4x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_4x2(t *[14]uintptr)
+func avx512_4x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_4x2m(t *[14]uintptr)
+func avx512_4x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_4x2(t *[14]uintptr)
+func bf16_4x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_4x2m(t *[14]uintptr)
+func bf16_4x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_5x1(t *[14]uintptr)
+func avx512_5x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_5x1m(t *[14]uintptr)
+func avx512_5x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_5x1(t *[14]uintptr)
+func bf16_5x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_5x1m(t *[14]uintptr)
+func bf16_5x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_5x2(t *[14]uintptr)
+func avx512_5x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_5x2m(t *[14]uintptr)
+func avx512_5x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_5x2(t *[14]uintptr)
+func bf16_5x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_5x2m(t *[14]uintptr)
+func bf16_5x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_6x1(t *[14]uintptr)
+func avx512_6x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_6x1m(t *[14]uintptr)
+func avx512_6x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_6x1(t *[14]uintptr)
+func bf16_6x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_6x1m(t *[14]uintptr)
+func bf16_6x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_6x2(t *[14]uintptr)
+func avx512_6x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_6x2m(t *[14]uintptr)
+func avx512_6x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_6x2(t *[14]uintptr)
+func bf16_6x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_6x2m(t *[14]uintptr)
+func bf16_6x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_7x1(t *[14]uintptr)
+func avx512_7x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_7x1m(t *[14]uintptr)
+func avx512_7x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_7x1(t *[14]uintptr)
+func bf16_7x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_7x1m(t *[14]uintptr)
+func bf16_7x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_7x2(t *[14]uintptr)
+func avx512_7x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_7x2m(t *[14]uintptr)
+func avx512_7x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_7x2(t *[14]uintptr)
+func bf16_7x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_7x2m(t *[14]uintptr)
+func bf16_7x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_8x1(t *[14]uintptr)
+func avx512_8x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_8x1m(t *[14]uintptr)
+func avx512_8x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_8x1(t *[14]uintptr)
+func bf16_8x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_8x1m(t *[14]uintptr)
+func bf16_8x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_8x2(t *[14]uintptr)
+func avx512_8x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_8x2m(t *[14]uintptr)
+func avx512_8x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_8x2(t *[14]uintptr)
+func bf16_8x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_8x2m(t *[14]uintptr)
+func bf16_8x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_9x1(t *[14]uintptr)
+func avx512_9x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_9x1m(t *[14]uintptr)
+func avx512_9x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_9x1(t *[14]uintptr)
+func bf16_9x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_9x1m(t *[14]uintptr)
+func bf16_9x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_9x2(t *[14]uintptr)
+func avx512_9x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_9x2m(t *[14]uintptr)
+func avx512_9x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_9x2(t *[14]uintptr)
+func bf16_9x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_9x2m(t *[14]uintptr)
+func bf16_9x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_10x1(t *[14]uintptr)
+func avx512_10x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_10x1m(t *[14]uintptr)
+func avx512_10x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_10x1(t *[14]uintptr)
+func bf16_10x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_10x1m(t *[14]uintptr)
+func bf16_10x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_10x2(t *[14]uintptr)
+func avx512_10x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_10x2m(t *[14]uintptr)
+func avx512_10x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_10x2(t *[14]uintptr)
+func bf16_10x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_10x2m(t *[14]uintptr)
+func bf16_10x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_11x1(t *[14]uintptr)
+func avx512_11x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_11x1m(t *[14]uintptr)
+func avx512_11x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_11x1(t *[14]uintptr)
+func bf16_11x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_11x1m(t *[14]uintptr)
+func bf16_11x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_11x2(t *[14]uintptr)
+func avx512_11x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_11x2m(t *[14]uintptr)
+func avx512_11x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_11x2(t *[14]uintptr)
+func bf16_11x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_11x2m(t *[14]uintptr)
+func bf16_11x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_12x1(t *[14]uintptr)
+func avx512_12x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_12x1m(t *[14]uintptr)
+func avx512_12x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_12x1(t *[14]uintptr)
+func bf16_12x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_12x1m(t *[14]uintptr)
+func bf16_12x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_12x2(t *[14]uintptr)
+func avx512_12x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_12x2m(t *[14]uintptr)
+func avx512_12x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_12x2(t *[14]uintptr)
+func bf16_12x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_12x2m(t *[14]uintptr)
+func bf16_12x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_13x1(t *[14]uintptr)
+func avx512_13x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_13x1m(t *[14]uintptr)
+func avx512_13x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_13x1(t *[14]uintptr)
+func bf16_13x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_13x1m(t *[14]uintptr)
+func bf16_13x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_13x2(t *[14]uintptr)
+func avx512_13x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_13x2m(t *[14]uintptr)
+func avx512_13x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_13x2(t *[14]uintptr)
+func bf16_13x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_13x2m(t *[14]uintptr)
+func bf16_13x2m(t *[18]uintptr)
 
 //go:noescape
-func avx512_14x1(t *[14]uintptr)
+func avx512_14x1(t *[18]uintptr)
 
 //go:noescape
-func avx512_14x1m(t *[14]uintptr)
+func avx512_14x1m(t *[18]uintptr)
 
 //go:noescape
-func bf16_14x1(t *[14]uintptr)
+func bf16_14x1(t *[18]uintptr)
 
 //go:noescape
-func bf16_14x1m(t *[14]uintptr)
+func bf16_14x1m(t *[18]uintptr)
 
 //go:noescape
-func avx512_14x2(t *[14]uintptr)
+func avx512_14x2(t *[18]uintptr)
 
 //go:noescape
-func avx512_14x2m(t *[14]uintptr)
+func avx512_14x2m(t *[18]uintptr)
 
 //go:noescape
-func bf16_14x2(t *[14]uintptr)
+func bf16_14x2(t *[18]uintptr)
 
 //go:noescape
-func bf16_14x2m(t *[14]uintptr)
+func bf16_14x2m(t *[18]uintptr)
 
 //go:noescape
-func avx2_1x1(t *[14]uintptr)
+func avx2_1x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_1x1m(t *[14]uintptr)
+func avx2_1x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_1x2(t *[14]uintptr)
+func avx2_1x2(t *[18]uintptr)
 
 //go:noescape
-func avx2_2x1(t *[14]uintptr)
+func avx2_2x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_2x1m(t *[14]uintptr)
+func avx2_2x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_2x2(t *[14]uintptr)
+func avx2_2x2(t *[18]uintptr)
 
 //go:noescape
-func avx2_3x1(t *[14]uintptr)
+func avx2_3x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_3x1m(t *[14]uintptr)
+func avx2_3x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_3x2(t *[14]uintptr)
+func avx2_3x2(t *[18]uintptr)
 
 //go:noescape
-func avx2_4x1(t *[14]uintptr)
+func avx2_4x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_4x1m(t *[14]uintptr)
+func avx2_4x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_4x2(t *[14]uintptr)
+func avx2_4x2(t *[18]uintptr)
 
 //go:noescape
-func avx2_5x1(t *[14]uintptr)
+func avx2_5x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_5x1m(t *[14]uintptr)
+func avx2_5x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_5x2(t *[14]uintptr)
+func avx2_5x2(t *[18]uintptr)
 
 //go:noescape
-func avx2_6x1(t *[14]uintptr)
+func avx2_6x1(t *[18]uintptr)
 
 //go:noescape
-func avx2_6x1m(t *[14]uintptr)
+func avx2_6x1m(t *[18]uintptr)
 
 //go:noescape
-func avx2_6x2(t *[14]uintptr)
+func avx2_6x2(t *[18]uintptr)
 
 //go:noescape
 func amx_1x1(t *[47]uintptr)

@@ -7,7 +7,8 @@ import "fmt"
 // come of 6 x 6 inputs by 36 products in the place of 144. Inputs and weights are
 // spread over 36 planes by transforms of few operations, each plane is a product of
 // matrices, [tiles, channels] by [channels, filters], and its results are gathered.
-// All of it is float32, with an error some five times that of the plain convolution.
+// All of it is float32, with an error some five times that of the plain convolution. What
+// an output is, to the bit, depends on the inputs under its tile and on nothing else.
 //
 // Gradients follow from the algorithm. Where a tile of outputs is A (W * B x B') A',
 // with W = G w G' and * taking value by value what stands for a product of matrices,
@@ -118,6 +119,7 @@ type winograd struct {
 	down, across int       // tiles of an image
 	images       int       // worked on at a time
 	sum          []float32 // gradient of the weights, spread
+	part         *winograd // the tiles of a window
 }
 
 // tiled is one side of it, [height, width, channels]: inputs or outputs.
@@ -252,6 +254,40 @@ func (w *winograd) forward(y, x, weights, bias []float32, rows int, relu bool) {
 		w.multiply(&w.out, &w.in, weights, bias, images)
 		w.collect(&w.out, &gatherOutput, y[r*w.out.size():], images, relu)
 	})
+}
+
+// window computes a window of one example's output from its input with the border.
+// Lines of y lie so many floats apart. The tiles are those of forward, and whole: the
+// values are the same.
+func (w *winograd) window(y []float32, line int, x, weights, bias []float32, relu bool, top, left, height, width int) {
+	if w.part == nil {
+		w.part = &winograd{images: 1}
+	}
+	p := w.part
+	first, column := top/tileOut, left/tileOut
+	p.down, p.across = (top+height-1)/tileOut+1-first, (left+width-1)/tileOut+1-column
+	p.in.cover(p, w.in.channels, overlap)
+	p.out.cover(p, w.out.channels, 0)
+
+	clear(p.in.padded) // what is past the border
+	from, border := (w.in.width+2*w.in.border)*w.in.channels, 2*w.in.border
+	lines := min(p.in.tall, w.in.height+border-first*tileOut)
+	values := min(p.in.wide, w.in.width+border-column*tileOut) * w.in.channels
+	for i := range lines {
+		copy(p.in.padded[i*p.in.wide*w.in.channels:][:values], x[(first*tileOut+i)*from+column*tileOut*w.in.channels:])
+	}
+	p.forward(p.out.padded, p.in.padded, weights, bias, 1, relu)
+	for i := range height {
+		at := (top-first*tileOut+i)*p.out.wide + left - column*tileOut
+		copy(y[i*line:][:width*w.out.channels], p.out.padded[at*w.out.channels:])
+	}
+}
+
+// cover makes it as large as the tiles of w and so much more.
+func (s *tiled) cover(w *winograd, channels, more int) {
+	s.tall, s.wide, s.channels = w.down*tileOut+more, w.across*tileOut+more, channels
+	s.height, s.width = s.tall, s.wide
+	s.padded = grow(s.padded, s.size())
 }
 
 // backward computes dx of rows examples, with spread weights whose taps were

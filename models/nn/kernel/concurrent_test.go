@@ -15,6 +15,7 @@ func TestConcurrentUse(t *testing.T) {
 		for _, shape := range []Conv{
 			{Channels: 18, Filters: 24, BF16: HasBF16()},
 			{Channels: 16, Filters: 32, Winograd: true},
+			{Channels: 32, Filters: 32, BF16: HasBF16(), PairsIn: path == "amx", PairsOut: path == "amx"},
 		} {
 			concurrently(t, shape)
 		}
@@ -28,6 +29,10 @@ func concurrently(t *testing.T, shape Conv) {
 	channels, filters := shape.Channels, shape.Filters
 	x, w, bias := fill(rng, rows*9*8*channels), fill(rng, 3*3*channels*filters), fill(rng, filters)
 	dy := fill(rng, rows*4*4*filters)
+	if shape.PairsIn {
+		round(x, fill(rng, len(x)))
+		round(dy, fill(rng, len(dy)))
+	}
 	work := func(depth int) (out []float32) {
 		p := ConvPool{Conv: shape, Size: 2}
 		packed, turned := make([]float32, p.Arranged()), make([]float32, p.Arranged())

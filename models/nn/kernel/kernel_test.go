@@ -656,6 +656,37 @@ func BenchmarkProduct(b *testing.B) {
 	}
 }
 
+// BenchmarkTiles measures 24 lines of a convolution of 32 channels to 32 with 3 x 3
+// filters, of so many pixels each, by AMX.
+func BenchmarkTiles(b *testing.B) {
+	defer Use(Paths()[0])()
+	if path != "amx" {
+		b.Skip("this processor has no AMX")
+	}
+	const lines, filters, channels, taps = 24, 32, 16, 3 // pairs of channels
+	for _, pixels := range []int{8, 10, 12, 16, 24, 32} {
+		rng := rand.New(rand.NewPCG(2, 2))
+		line := (pixels + taps - 1) * channels
+		pairs := func(n int) []float32 {
+			v := make([]float32, n)
+			round(v, fill(rng, 2*n))
+			return v
+		}
+		p := product{
+			m: pixels, n: filters, steps: taps * channels, segments: taps, pairs: true, lines: lines,
+			a: pairs((lines + taps - 1) * line), aRow: channels, aStep: 1, aSegment: line, aLine: line,
+			b: pairs(taps * taps * channels * filters), bStep: filters, bSegment: taps * channels * filters,
+			c: make([]float32, lines*pixels*filters), cRow: filters, cLine: pixels * filters,
+		}
+		b.Run(fmt.Sprint(pixels), func(b *testing.B) {
+			for b.Loop() {
+				p.run()
+			}
+			b.ReportMetric(4*float64(p.lines*p.m*p.n*p.steps*p.segments)*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
+		})
+	}
+}
+
 func TestPeakIsMeasured(t *testing.T) {
 	for _, p := range Paths() {
 		begin := time.Now()

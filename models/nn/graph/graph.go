@@ -191,7 +191,10 @@ func newEngine(net *nn.Network, batch int, training, fast bool) (*engine, error)
 		return nil, fmt.Errorf("batch %d: must be at least 1", batch)
 	}
 	e := &engine{net: net, batch: batch, size: net.Input.Size(), classes: net.Classes(), training: training, fast: fast}
-	e.piece = max(minPiece, (batch+maxPieces-1)/maxPieces)
+	e.piece = minPiece
+	if training {
+		e.piece = max(minPiece, (batch+maxPieces-1)/maxPieces)
+	}
 	e.piece += e.piece % 2 // pieces start at even rows: see nn.Loss
 	pieces := (batch + e.piece - 1) / e.piece
 	e.logits = make([]float32, batch*e.classes)

@@ -225,8 +225,12 @@ func (j *Job) wait(ctx context.Context, s *step.Step, w *wfv1.Workflow) (*wfv1.W
 	}
 }
 
+// quiet is how long a watch may say nothing before the workflow is read: its connection
+// can have died without a word.
+const quiet = 30 * time.Second
+
 // change waits for another version of the workflow than w. Where a watch ended
-// without one, it returns what is there now.
+// without one, or said nothing for long, it returns what is there now.
 func (j *Job) change(ctx context.Context, w *wfv1.Workflow) (*wfv1.Workflow, error) {
 	watch, err := j.API.Workflows(j.Namespace).Watch(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", j.Name).String(), ResourceVersion: w.ResourceVersion,
@@ -237,6 +241,8 @@ func (j *Job) change(ctx context.Context, w *wfv1.Workflow) (*wfv1.Workflow, err
 			select {
 			case <-ctx.Done():
 				return nil, ctx.Err()
+			case <-time.After(quiet):
+				return j.read(ctx, w)
 			case e, open := <-watch.ResultChan():
 				next, ok := e.Object.(*wfv1.Workflow)
 				if !open || !ok { // such as a version that is too old: read it again

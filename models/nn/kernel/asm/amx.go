@@ -297,11 +297,7 @@ func finishing(end finish, field func(int) Mem) (row func(), drain func(label st
 		DECQ(R10)
 	}
 	if end == pooled {
-		for tap := 1; tap < 4; tap++ {
-			MOVQ(U64(uint64(tap)), RAX)
-			VPBROADCASTD(EAX, zmm[10+tap])
-		}
-		VPTERNLOGD(Imm(0xff), Z14, Z14, Z14) // -1
+		taken()
 		row = func() {
 			for v := range 2 {
 				window([]Mem{{Base: R11, Disp: 64 * v}, {Base: R11, Disp: 128 + 64*v}, {Base: R15, Disp: 64 * v}, {Base: R15, Disp: 128 + 64*v}},
@@ -323,6 +319,17 @@ func finishing(end finish, field func(int) Mem) (row func(), drain func(label st
 		Label("drained_" + label)
 	}
 	return row, drain
+}
+
+// taken sets registers to the places of a maximum in its window: Z10 to Z13 to 0 to 3,
+// Z14 to none.
+func taken() {
+	VPXORD(Z10, Z10, Z10)
+	for tap := 1; tap < 4; tap++ {
+		MOVQ(U64(uint64(tap)), RAX)
+		VPBROADCASTD(EAX, zmm[10+tap])
+	}
+	VPTERNLOGD(Imm(0xff), Z14, Z14, Z14)
 }
 
 // window writes the pool of 16 channels of a window: the maximum, with a bias and

@@ -598,12 +598,7 @@ func pools() {
 	Pragma("noescape")
 	Doc("poolHalves is poolVectors on 16 channels at a time, with a ReLU after it and y rounded to pairs.")
 	windows("strip", "y", 64, 32, 16, func() {
-		for tap := 1; tap < 4; tap++ {
-			MOVQ(U64(uint64(tap)), RAX)
-			VPBROADCASTD(EAX, zmm[10+tap])
-		}
-		VPTERNLOGD(Imm(0xff), Z14, Z14, Z14) // -1
-		VPXORD(Z10, Z10, Z10)
+		taken()
 	}, func() {
 		window(taps, Mem{Base: RDI}, Mem{Base: RDX}, nil)
 	})
@@ -641,11 +636,7 @@ func joins() {
 	Load(Param("vectors"), RBX)
 	Load(Param("line"), R8)
 	IMULQ(RBX, RCX)
-	for tap := 1; tap < 4; tap++ {
-		MOVQ(U64(uint64(tap)), RAX)
-		VPBROADCASTD(EAX, zmm[10+tap])
-	}
-	VPXORD(Z10, Z10, Z10)
+	taken()
 	Label("vector")
 	VPMOVSXBD(Mem{Base: RDX}, Z0)
 	VPMOVZXWD(Mem{Base: RSI}, Z1)

@@ -161,7 +161,8 @@ func (p *product) strips(heights []int, pairs, from, aSecond, cSecond int) {
 		segments: uintptr(p.segments), steps: uintptr(p.steps / pairs),
 		aRow: uintptr(p.aRow) * float, aStep: uintptr(pairs) * float, aNext: uintptr(p.aSegment-p.steps) * float,
 		aSecond: uintptr(aSecond) * float,
-		cRow:    uintptr(p.cRow) * float, cSecond: uintptr(cSecond) * float,
+		bRow:    uintptr(p.bStep) * float, bStep: uintptr(pairs*p.bStep) * float, bNext: uintptr(p.bSegment-p.steps*p.bStep) * float,
+		cRow: uintptr(p.cRow) * float, cSecond: uintptr(cSecond) * float,
 		lines: uintptr(p.lines),
 		aLine: uintptr(p.aLine) * float, bLine: uintptr(p.bLine) * float, cLine: uintptr(p.cLine) * float,
 	}
@@ -177,18 +178,15 @@ func (p *product) strips(heights []int, pairs, from, aSecond, cSecond int) {
 		done := min(left, columns*tileSide)
 		widths := [4]int{tileSide, tileSide, tileSide, tileSide}
 		widths[columns-1] = done - (columns-1)*tileSide
-		at, row, segment, next := j, p.bStep, p.bSegment, columns*tileSide
-		if p.bStrip > 0 {
-			at, row, next = j/stripWidth*p.bStrip+j%stripWidth, min(stripWidth, left), p.bStrip
-			segment = p.bSegment / stripWidth * row
+		next := columns * tileSide
+		if p.bStrip > 0 { // whole strips: this is the first, and the others go with it
+			next = p.bStrip
 		}
-		if widths[columns-1] == tileSide && (p.bStrip == 0 || columns*tileSide == stripWidth) {
+		if widths[columns-1] == tileSide {
 			done = left / done * done
 		}
 		t.shape(heights, widths[:columns], pairs)
-		t.b, t.width = unsafe.Pointer(&p.b[at+from*row]), uintptr(done)*float
-		t.bRow, t.bStep, t.bNext = uintptr(row)*float, uintptr(pairs*row)*float, uintptr(segment-p.steps*row)*float
-		t.bStrip = uintptr(next) * float
+		t.b, t.width, t.bStrip = unsafe.Pointer(&p.b[j+from*p.bStep]), uintptr(done)*float, uintptr(next)*float
 		if p.finishes() { // whole strips, all of them at once
 			p.finishing(&t, heights)
 			return

@@ -75,8 +75,7 @@ func Use(p string) (restore func()) {
 // result at 0. All strides count floats. Rows of c lie cRow apart. Where lines is
 // more than 1, that many such products follow each other, their a, b and c
 // aLine, bLine and cLine apart. Where bStrip is not 0, b lies in strips of stripWidth
-// columns, so far apart, whose rows follow each other; bStep is stripWidth, and in the
-// last strip, with fewer columns, strides are shorter by as much.
+// columns, so far apart, whose rows follow each other: bStep is stripWidth.
 type product struct {
 	m, n, steps, segments int
 	a                     []float32
@@ -134,10 +133,9 @@ func (p *product) check() {
 	a := lines*p.aLine + (p.segments-1)*p.aSegment + (p.m-1)*p.aRow + (p.steps-1)*p.aStep
 	b := lines*p.bLine + (p.segments-1)*p.bSegment + (p.steps-1)*p.bStep + p.n - 1
 	if p.bStrip > 0 {
-		strip, width := (p.n-1)/stripWidth, (p.n-1)%stripWidth+1
-		b = strip*p.bStrip + (p.segments-1)*p.bSegment/stripWidth*width + p.steps*width - 1
-		if !p.tiled() || p.bLine != 0 || p.bStep != stripWidth {
-			panic("kernel: only AMX takes b in strips")
+		b = (p.n/stripWidth-1)*p.bStrip + (p.segments-1)*p.bSegment + p.steps*stripWidth - 1
+		if !p.tiled() || p.bLine != 0 || p.bStep != stripWidth || p.n%stripWidth != 0 {
+			panic("kernel: only AMX takes b in strips, and whole ones")
 		}
 	}
 	c := lines*p.cLine + (p.m-1)*p.cRow + p.n - 1

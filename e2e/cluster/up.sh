@@ -25,6 +25,7 @@ internet)
   ;;
 esac
 if ! running; then
+  cd "$repository" # where kind-config.yaml's paths begin
   timed "kind create cluster" kind create cluster -q --config "$repository/kind-config.yaml" --image "$image" --wait 180s
 fi
 if [ "$source" = internet ]; then # the other way kubectl was built with the rest

@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 	"testing"
 
 	"sigs.k8s.io/e2e-framework/pkg/features"
@@ -93,6 +94,12 @@ func TestDefendWaitsForApproval(t *testing.T) {
 			must(t, "", "argo", "resume", "-n", namespace, name)
 			poll(t, name+" to harden", func() (bool, error) { return len(get(t, namespace, name).pods("retrain")) > 0, nil })
 			must(t, "", "argo", "terminate", "-n", namespace, name)
+		})).
+		Assess("And what was refused at submission is refused when it is retried", do(func(t *testing.T) {
+			poll(t, "the end of "+name, func() (bool, error) { return get(t, namespace, name).Status.Phase == "Failed", nil })
+			if _, err := run("", "argo", "retry", "-n", namespace, name, "-p", "candidates={{=1+1}}"); err == nil || !strings.Contains(err.Error(), "temper-workflow-parameters") {
+				t.Errorf("argo retry: %v", err)
+			}
 		})).
 		Feature())
 }

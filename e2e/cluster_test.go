@@ -91,6 +91,10 @@ func setup() error {
 	if _, err := run("", "kubectl", "apply", "--server-side", "--force-conflicts", "-k", "../workflows/controller"); err != nil {
 		return err
 	}
+	// What an earlier run did is to be done again.
+	if _, err := run("", "kubectl", "-n", "argo", "patch", "configmap", "memoized-steps", "--type=merge", "-p", `{"data": null}`); err != nil {
+		return err
+	}
 	return install(namespace, "")
 }
 
@@ -244,6 +248,7 @@ type workflow struct {
 type node struct {
 	ID, DisplayName, TemplateName, Type, Phase, Message string
 	TemplateRef                                         struct{ Template string }
+	MemoizationStatus                                   struct{ Hit bool }
 	Children                                            []string
 	Outputs                                             outputs
 	StartedAt, FinishedAt                               time.Time
@@ -278,7 +283,7 @@ func (w *workflow) result(name string) string {
 func (w *workflow) pods(template string) []node {
 	var list []node
 	for _, n := range w.Status.Nodes {
-		if n.Type == "Pod" && n.template() == template {
+		if n.Type == "Pod" && n.template() == template && !n.MemoizationStatus.Hit {
 			list = append(list, n)
 		}
 	}

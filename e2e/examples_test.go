@@ -70,12 +70,13 @@ func TestExamples(t *testing.T) {
 func TestShards(t *testing.T) {
 	t.Parallel()
 	var model string
+	elsewhere := registryInside + "/shards-" + unique() // where nothing is remembered
 	reports := map[string]string{}
 	feature := features.New("a sharded evaluation").
 		Assess("Given a promoted model", do(func(t *testing.T) { model = promoted(t).result("reference") }))
 	for _, shards := range []string{"1", "2", "4", "8"} {
 		feature = feature.Assess("When it is evaluated in "+shards+" pods", do(func(t *testing.T) {
-			w := finished(t, namespace, submit(t, namespace, "evaluate", "model="+model, "shards="+shards))
+			w := finished(t, namespace, submit(t, namespace, "evaluate", "model="+model, "repository="+elsewhere, "shards="+shards))
 			reports[shards] = artifact.DigestOf(w.result("reference"))
 			if n := len(w.pods("shard")); strconv.Itoa(n) != shards {
 				t.Errorf("%d pods", n)

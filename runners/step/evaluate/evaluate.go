@@ -319,8 +319,9 @@ and all figures with -o json.
 --suite standard is AutoAttack's ensemble: APGD-CE, APGD-T, FAB-T and Square,
 each on what the ones before it left. With it come the checks without which no
 figure is to be believed, unless --checks=false. Single attacks: fgsm, pgd-STEPS,
-pgd-STEPSxRESTARTS, noise, apgd-ce, apgd-dlr, apgd-t, fab-t, square. With --seed
-the images are drawn by the seed.
+pgd-STEPSxRESTARTS, noise, apgd-ce, apgd-dlr, apgd-t, fab-t, square.
+
+The images are the first ones, or drawn by --seed, and with --samples 0 all.
 
 --shard measures one of several equal parts and pushes it to --output; --reduce
 counts the parts, named as arguments or as one JSON list, to the very figures of
@@ -368,8 +369,9 @@ in either case.`,
 					return step.BadInput(errors.New("--shard needs --output, which gets the part"))
 				}
 			}
-			j.Drawn = given("seed")
-			if given("suite") && !given("attacks") {
+			j.Drawn = j.Seed != 0
+			j.Seed = max(j.Seed, 1)
+			if j.Suite != "" && !given("attacks") {
 				j.Attacks = nil
 			}
 			if !given("checks") {
@@ -401,7 +403,7 @@ in either case.`,
 			if !given("attacks") {
 				j.Attacks = j.Policy.Attacks
 			}
-			if !given("suite") {
+			if j.Suite == "" {
 				j.Suite = j.Policy.Suite
 			}
 			if !given("checks") {
@@ -420,11 +422,11 @@ in either case.`,
 	flags.StringVar(&j.Threat.Norm, "norm", "linf", "norm of the perturbation: "+strings.Join(attack.Norms(), " or "))
 	step.Float(flags, &j.Threat.Epsilon, "epsilon", 0.3, 0, 1000, "size of the perturbation, in pixels of [0,1]; the policy's where there is one")
 	flags.StringSliceVar(&j.Attacks, "attacks", []string{"fgsm", "pgd-20"}, "attacks, separated by commas; the policy's where there is one; none beside a --suite")
-	flags.StringVar(&j.Suite, "suite", "", "ensemble of attacks: "+strings.Join(models.Suites(), " or ")+"; the policy's where there is one")
+	flags.StringVar(&j.Suite, "suite", "", "ensemble of attacks: "+strings.Join(models.Suites(), " or ")+"; empty for the policy's, if there is one")
 	flags.BoolVar(&j.Checks, "checks", false, "check whether the figures are to be believed (default: with a suite, and as the policy asks)")
 	flags.StringVar(&j.Transfer, "transfer-from", "", "another model, a reference or an ONNX file, that examples are made on too")
-	step.Int(flags, &j.Samples, "samples", 1000, 1, 1_000_000, "how many test images; at least the policy's where there is one")
-	flags.Uint64Var(&j.Seed, "seed", 1, "seed of the attacks' random starts; where it is given the images are drawn by it, otherwise they are the first")
+	step.Int(flags, &j.Samples, "samples", 1000, 0, 1_000_000, "how many test images, 0 for all; at least the policy's where there is one")
+	flags.Uint64Var(&j.Seed, "seed", 0, "draws the images and the attacks' random starts; 0 for the first images, and starts drawn by 1")
 	flags.BoolVar(&j.Certify, "certify", false, "also prove, by interval bounds, how many answers no attack can change; on where the policy asks for it")
 	flags.StringVar(&j.Shard, "shard", "", "measure one part only, such as 2/8 for the second of eight, and push it to --output")
 	flags.BoolVar(&reduce, "reduce", false, "count the parts that shards measured: the arguments")

@@ -62,6 +62,18 @@ func TestShardsThroughTheCommand(t *testing.T) {
 		}
 	}
 	run(t, step.ExitRefused, "--reduce", out+":whole") // a report is no part
+	for _, c := range []struct {
+		more string
+		same bool
+	}{{"--seed=0", true}, {"--suite=", true}, {"--seed=1", false}, {"--seed=2", false}} { // what workflows say for "nothing in particular", and draws
+		if got, _ := run(t, 0, measure("--model", dir, "--output", out+":whole", c.more)...); (got == whole) != c.same {
+			t.Errorf("%s makes %s, without it it is %s", c.more, got, whole)
+		}
+	}
+	all, _ := run(t, 0, "--model", dir, "--attacks", "fgsm", "--samples", "0", "-o", "json")
+	if !strings.Contains(all, `"samples": 10000`) {
+		t.Errorf("all images are %.200s", all)
+	}
 	for what, args := range map[string][]string{
 		"a part is missing":       {"--reduce", parts[0], parts[1]},
 		"none is named":           {"--reduce"},

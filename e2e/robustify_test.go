@@ -401,9 +401,10 @@ func TestCase12GateThatDies(t *testing.T) {
 						template := e.(map[string]any)
 						if template["name"] == "reduce" {
 							template["container"].(map[string]any)["args"] = change["args"]
-							template["retryStrategy"] = nil
 							if change["deadline"] != nil {
-								template["activeDeadlineSeconds"] = change["deadline"]
+								template["activeDeadlineSeconds"] = change["deadline"] // once: it is not tried again
+							} else {
+								template["retryStrategy"] = nil
 							}
 						}
 					}

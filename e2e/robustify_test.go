@@ -243,6 +243,25 @@ func TestCase06StrictReferencing(t *testing.T) {
 	}
 }
 
+// What Argo keeps in a workflow's status is not for whoever creates it to say.
+func TestCase06StatusIsTheControllers(t *testing.T) {
+	t.Parallel()
+	workflow := map[string]any{
+		"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow",
+		"metadata": map[string]any{"generateName": "case06-", "namespace": namespace},
+		"spec":     map[string]any{"workflowTemplateRef": map[string]any{"name": "robustify"}},
+		"status": map[string]any{"storedWorkflowTemplateSpec": map[string]any{"entrypoint": "own", "templates": []any{
+			map[string]any{"name": "own", "container": map[string]any{"image": registryInside + "/temper/train:dev", "command": []any{"/train"}}}}}},
+	}
+	manifest, err := json.Marshal(workflow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run(string(manifest), "kubectl", "create", "-f", "-"); err == nil || !strings.Contains(err.Error(), "temper-workflow-status") {
+		t.Errorf("created: %s, %v", out, err)
+	}
+}
+
 // A parameter that is not one of its enum, or that does not exist, is refused
 // when it is submitted, by the admission policy.
 func TestParameterOutOfEnum(t *testing.T) {

@@ -215,7 +215,7 @@ func admits(t *testing.T, docs []lint.Document, name, value string) bool {
 		t.Fatal(err)
 	}
 	object := submitted(name, value)
-	policy := admission(t, docs)
+	policy := admission(t, docs, "temper-workflow-parameters")
 	for _, c := range policy.MatchConditions {
 		if !holds(t, c.Expression, object, nil, params) {
 			t.Fatalf("the admission policy is not asked: %s", c.Name)
@@ -226,14 +226,14 @@ func admits(t *testing.T, docs []lint.Document, name, value string) bool {
 	})
 }
 
-func admission(t *testing.T, docs []lint.Document) admissionv1.ValidatingAdmissionPolicySpec {
+func admission(t *testing.T, docs []lint.Document, name string) admissionv1.ValidatingAdmissionPolicySpec {
 	t.Helper()
 	for _, d := range docs {
-		if policy, ok := d.Object.(*admissionv1.ValidatingAdmissionPolicy); ok && policy.Name == "temper-workflow-parameters" {
+		if policy, ok := d.Object.(*admissionv1.ValidatingAdmissionPolicy); ok && policy.Name == name {
 			return policy.Spec
 		}
 	}
-	t.Fatal("no admission policy")
+	t.Fatalf("no admission policy %s", name)
 	panic("unreachable")
 }
 
@@ -275,7 +275,7 @@ func holds(t *testing.T, expression string, object, old, params map[string]any) 
 // The controller writes its workflows down all the time; the admission policy looks
 // at those whose arguments are other ones now, as argo retry -p makes them.
 func TestArgumentsAreAdmittedWhenTheyChange(t *testing.T) {
-	policy := admission(t, shipped(t))
+	policy := admission(t, shipped(t), "temper-workflow-parameters")
 	for old, want := range map[string]bool{"1": false, "2": true} {
 		asked := true
 		for _, c := range policy.MatchConditions {
@@ -287,6 +287,21 @@ func TestArgumentsAreAdmittedWhenTheyChange(t *testing.T) {
 	}
 	if rules := policy.MatchConstraints.ResourceRules; !slices.Equal(rules[0].Operations, []admissionv1.OperationType{"CREATE", "UPDATE"}) {
 		t.Errorf("the policy is for %v", rules[0].Operations)
+	}
+}
+
+// A new workflow brings no templates and no results in its status, where Argo would
+// take them for its own.
+func TestCase06StatusIsTheControllers(t *testing.T) {
+	policy := admission(t, shipped(t), "temper-workflow-status")
+	for key, want := range map[string]bool{"": true, "startedAt": true, "storedWorkflowTemplateSpec": false, "storedTemplates": false, "nodes": false} {
+		w := submitted("shards", "1")
+		if key != "" {
+			w["status"] = map[string]any{key: map[string]any{}}
+		}
+		if got := holds(t, policy.Validations[0].Expression, w, nil, nil); got != want {
+			t.Errorf("status.%s: admitted: %v", key, got)
+		}
 	}
 }
 
@@ -492,7 +507,7 @@ func TestCase05Kustomizations(t *testing.T) {
 // Whatever a pod mounts, runs as or refers to is shipped, or is one of the few
 // things that an administrator brings.
 func TestReferencesExist(t *testing.T) {
-	brought := []string{"Secret/signing-key", "ConfigMap/trusted-keys", "Secret/registry-credentials"}
+	brought := []string{"Secret/signing-key", "ConfigMap/trusted-keys", "Secret/registry-credentials", "ConfigMap/registry-ca"}
 	docs := append(build(t, "overlays/kind"), build(t, "controller")...)
 	have := map[string]bool{}
 	for _, d := range docs {

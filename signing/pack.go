@@ -183,6 +183,9 @@ func (b *Build) Robustness(base, recipe string, seed uint64) (*statement.Robustn
 		}
 		r.Attacks = append(r.Attacks, statement.Attack{Name: name, Accuracy: statement.Accuracy{Correct: a.Correct, Accuracy: a.Accuracy, LowerBound: a.AccuracyLowerBound}})
 	}
+	if c := report.Certified; c != nil {
+		r.Certified = &statement.Accuracy{Correct: c.CertifiedCorrect, Accuracy: c.CertifiedAccuracy, LowerBound: c.CertifiedAccuracyLowerBound}
+	}
 	for _, c := range report.Checks {
 		r.Checks = append(r.Checks, statement.Check{Name: c.Name, Pass: c.Pass, Rule: c.Rule, Figures: c.Figures})
 	}

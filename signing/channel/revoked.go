@@ -64,8 +64,11 @@ func revoked(ctx context.Context, r *store.Reference, p verify.Policy) ([]Revoca
 	if errors.As(err, &absent) {
 		return nil, "", nil
 	}
-	if err != nil {
+	if refused := (*store.Refused)(nil); errors.As(err, &refused) {
 		return nil, "", fmt.Errorf("list of revoked digests, which any one trusted key may have signed (name them all): %w", err)
+	}
+	if err != nil {
+		return nil, "", err
 	}
 	at, err := r.At(v.Digest)
 	if err != nil {

@@ -140,12 +140,13 @@ type Robustness struct {
 	Preprocessing string `json:"preprocessing,omitempty"` // of the pixels of [0,1] before the network
 	Suite         string `json:"suite,omitempty"`         // of attacks, each on what the ones before it left
 
-	Samples    int      `json:"samples"`
-	Confidence float64  `json:"confidence"` // of each one-sided lower bound
-	Clean      Accuracy `json:"clean"`
-	Robust     Accuracy `json:"robust"` // right clean and under every attack
-	Attacks    []Attack `json:"attacks"`
-	Checks     []Check  `json:"checks,omitempty"` // whether the figures are to be believed
+	Samples    int       `json:"samples"`
+	Confidence float64   `json:"confidence"` // of each one-sided lower bound
+	Clean      Accuracy  `json:"clean"`
+	Robust     Accuracy  `json:"robust"` // right clean and under every attack
+	Attacks    []Attack  `json:"attacks"`
+	Certified  *Accuracy `json:"certified,omitempty"` // provably right under any attack; nil where nothing was proven
+	Checks     []Check   `json:"checks,omitempty"`    // whether the figures are to be believed
 }
 
 // Check is one rule that the figures were held to, with what it was judged by.
@@ -217,6 +218,13 @@ func (r *Robustness) Validate() error {
 		}
 		if r.Robust.Correct > f.Correct {
 			return fmt.Errorf("robustness: %d correct under every attack, and %d under %.100q", r.Robust.Correct, f.Correct, f.Name)
+		}
+	}
+	if c := r.Certified; c != nil {
+		if share := float64(c.Correct) / float64(r.Samples); c.Correct < 0 || c.Correct > r.Robust.Correct ||
+			!(math.Abs(c.Accuracy-share) <= roundOff) || !(c.LowerBound >= 0 && c.LowerBound <= c.Accuracy) {
+			return fmt.Errorf("robustness: certified: %d of %d correct, accuracy %v, lower bound %v, and %d correct under every attack contradict each other",
+				c.Correct, r.Samples, c.Accuracy, c.LowerBound, r.Robust.Correct)
 		}
 	}
 	return nil

@@ -13,9 +13,11 @@ import (
 	"regexp"
 	"strings"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/sigstore/sigstore/pkg/cryptoutils"
 	"github.com/sigstore/sigstore/pkg/signature"
 
+	"github.com/temper-ml/temper/models/interval"
 	"github.com/temper-ml/temper/signing/statement"
 	"github.com/temper-ml/temper/signing/store"
 )
@@ -48,13 +50,20 @@ type Key struct {
 // result, which must be passed, and the robustness figures. Every statement of
 // these types by a key of the policy must satisfy it.
 type Requirement struct {
-	Dataset string   // digest of the test split measured on; "" accepts any
-	Norm    string   // of the threat model; "" accepts any
-	Epsilon float64  // least epsilon of the threat model
-	Clean   float64  // least lower bound of clean accuracy
-	Robust  float64  // least lower bound of robust accuracy
-	Attacks []string // attacks that must have been tried, such as pgd-50x10
-	Samples int      // least samples
+	Dataset    string   // digest of the test split measured on; "" accepts any
+	Norm       string   // of the threat model; "" accepts any
+	Epsilon    float64  // least epsilon of the threat model
+	Clean      float64  // least lower bound of clean accuracy
+	Robust     float64  // least lower bound of robust accuracy
+	Certified  float64  // least lower bound of what is proven; 0 asks for no proof
+	Confidence float64  // of these bounds, which are reckoned anew; 0 takes those that were signed
+	Attacks    []string // attacks that must have been tried, such as pgd-50x10
+	Suite      string   // ensemble that must have been tried; "" asks for none
+	Samples    int      // least samples
+
+	// Checks says what is wrong with the checks that the figures were held to, nil
+	// for nothing; where it is nil none are asked for.
+	Checks func([]statement.Check) error
 }
 
 type trusted struct {
@@ -102,10 +111,15 @@ func (p *Policy) load() ([]trusted, error) {
 			return nil, fmt.Errorf("policy: repository %q: write HOST/REPOSITORY, or HOST/PREFIX/* for all below a prefix", r)
 		}
 	}
+	for _, d := range p.Revoked {
+		if _, err := v1.NewHash(d); err != nil {
+			return nil, fmt.Errorf("policy: revoked digest %.100q: write sha256: and 64 lower-case hex digits", d)
+		}
+	}
 	if q := p.Robustness; q != nil {
-		for name, v := range map[string]float64{"clean": q.Clean, "robust": q.Robust} {
+		for name, v := range map[string]float64{"clean": q.Clean, "robust": q.Robust, "certified": q.Certified, "confidence": q.Confidence} {
 			if !(v >= 0 && v <= 1) {
-				return nil, fmt.Errorf("policy: least %s accuracy is %v: must be from 0 to 1", name, v)
+				return nil, fmt.Errorf("policy: least %s is %v: must be from 0 to 1", name, v)
 			}
 		}
 		if !(q.Epsilon >= 0) {
@@ -149,10 +163,16 @@ func (q *Requirement) satisfied(r *statement.Robustness) error {
 		return fmt.Errorf("it was attacked with epsilon %v, less than %v", r.Threat.Epsilon, q.Epsilon)
 	case r.Samples < q.Samples:
 		return fmt.Errorf("it was measured on %d samples, less than %d", r.Samples, q.Samples)
-	case !(r.Clean.LowerBound >= q.Clean):
-		return fmt.Errorf("its clean accuracy is at least %v, less than %v", r.Clean.LowerBound, q.Clean)
-	case !(r.Robust.LowerBound >= q.Robust):
-		return fmt.Errorf("its robust accuracy is at least %v, less than %v", r.Robust.LowerBound, q.Robust)
+	case !(q.bound(r, r.Clean) >= q.Clean):
+		return fmt.Errorf("its clean accuracy is at least %v, less than %v", q.bound(r, r.Clean), q.Clean)
+	case !(q.bound(r, r.Robust) >= q.Robust):
+		return fmt.Errorf("its robust accuracy is at least %v, less than %v", q.bound(r, r.Robust), q.Robust)
+	case q.Certified > 0 && r.Certified == nil:
+		return errors.New("nothing was proven of it, as is required")
+	case q.Certified > 0 && !(q.bound(r, *r.Certified) >= q.Certified):
+		return fmt.Errorf("its certified accuracy is at least %v, less than %v", q.bound(r, *r.Certified), q.Certified)
+	case q.Suite != "" && r.Suite != q.Suite:
+		return fmt.Errorf("it was attacked by the suite %.100q, not %s", r.Suite, q.Suite)
 	}
 	tried := map[string]bool{}
 	for _, a := range r.Attacks {
@@ -163,5 +183,16 @@ func (q *Requirement) satisfied(r *statement.Robustness) error {
 			return fmt.Errorf("it was not attacked by %s", want)
 		}
 	}
+	if q.Checks != nil {
+		return q.Checks(r.Checks)
+	}
 	return nil
+}
+
+// bound is the lower bound of an accuracy with the confidence that is asked for.
+func (q *Requirement) bound(r *statement.Robustness, a statement.Accuracy) float64 {
+	if q.Confidence == 0 {
+		return a.LowerBound
+	}
+	return interval.Lower(a.Correct, r.Samples, q.Confidence)
 }

@@ -9,15 +9,19 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/temper-ml/temper/models/evaluate"
 	"github.com/temper-ml/temper/models/gate"
 	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/runners/step/artifact"
 	"github.com/temper-ml/temper/signing/channel"
+	"github.com/temper-ml/temper/signing/statement"
 	signing "github.com/temper-ml/temper/signing/verify"
 )
 
@@ -46,7 +50,14 @@ func (t *Trust) Flags(flags *pflag.FlagSet, keys string) {
 
 // Rules reads what the flags name.
 func (t *Trust) Rules(ctx context.Context) (signing.Policy, error) {
-	rules := signing.Policy{Threshold: t.Threshold, Repositories: t.Repositories, Revoked: t.Revoked}
+	rules := signing.Policy{Threshold: t.Threshold, Repositories: t.Repositories}
+	for _, d := range t.Revoked {
+		d = d[strings.LastIndex(d, "@")+1:] // of a reference its digest, as "temper revoke" takes it
+		if _, err := v1.NewHash(d); err != nil {
+			return rules, step.BadInput(fmt.Errorf("--revoked %q: write sha256: and 64 lower-case hex digits, or a reference that ends in them", d))
+		}
+		rules.Revoked = append(rules.Revoked, d)
+	}
 	for _, path := range t.Keys {
 		pem, err := readKey(path)
 		if err != nil {
@@ -55,6 +66,9 @@ func (t *Trust) Rules(ctx context.Context) (signing.Policy, error) {
 		rules.Keys = append(rules.Keys, signing.Key{Name: filepath.Base(path), PEM: pem})
 	}
 	if t.Policy == "" {
+		if t.Dataset != "" {
+			return rules, step.BadInput(errors.New("--dataset is for figures: give a --policy too"))
+		}
 		return rules, nil
 	}
 	model, err := artifact.Definition(ctx, t.Policy)
@@ -78,10 +92,26 @@ func (t *Trust) Rules(ctx context.Context) (signing.Policy, error) {
 
 // Requirement is what a gate policy asks of signed figures about a test split.
 func Requirement(p gate.Policy, dataset string) *signing.Requirement {
-	return &signing.Requirement{
+	q := &signing.Requirement{
 		Dataset: dataset, Norm: p.Threat.Norm, Epsilon: p.Threat.Epsilon, Attacks: p.Attacks, Samples: p.MinSamples,
-		Clean: p.MinCleanAccuracy, Robust: p.MinRobustAccuracy,
+		Clean: p.MinCleanAccuracy, Robust: p.MinRobustAccuracy, Certified: p.MinCertified, Confidence: p.Confidence,
+		Suite: p.Suite,
 	}
+	if limits := p.Checks; limits != nil {
+		q.Checks = func(made []statement.Check) error {
+			for _, name := range limits.CheckNames() {
+				i := slices.IndexFunc(made, func(c statement.Check) bool { return c.Name == name })
+				if i < 0 {
+					return fmt.Errorf("the check %s was not made", name)
+				}
+				if c := limits.Judge(evaluate.Check{Name: name, Figures: made[i].Figures}); !c.Pass {
+					return fmt.Errorf("its figures are not to be believed: check %s: %s", name, c.Text())
+				}
+			}
+			return nil
+		}
+	}
+	return q
 }
 
 func readKey(path string) ([]byte, error) {

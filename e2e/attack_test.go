@@ -30,7 +30,7 @@ func TestAttackIsAnswered(t *testing.T) {
 	testenv.Test(t, features.New("an attack on the model in service").
 		Setup(func(ctx context.Context, t *testing.T, _ *envconf.Config) context.Context {
 			promoted(t)
-			definition := define(t, ns)
+			definition := define(t, ns, "0")
 			if err := install(ns, fmt.Sprintf(`configMapGenerator:
 - name: serving
   behavior: merge
@@ -105,20 +105,20 @@ patches:
 		Feature())
 }
 
-// define pushes a definition whose policy asks for no robustness, and returns
-// its reference in the cluster.
-func define(t *testing.T, repository string) string {
+// define pushes a definition whose policy asks for so much robustness, "0" for none,
+// and returns its reference in the cluster.
+func define(t *testing.T, repository, robust string) string {
 	t.Helper()
 	data, err := os.ReadFile("../models/zoo/wong.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "wong.yaml")
-	lenient := strings.Replace(string(data), "min_robust_accuracy: 0.85", "min_robust_accuracy: 0", 1)
-	if lenient == string(data) {
+	changed := strings.Replace(string(data), "min_robust_accuracy: 0.85", "min_robust_accuracy: "+robust, 1)
+	if changed == string(data) {
 		t.Fatal("the policy is another one now")
 	}
-	if err := os.WriteFile(path, []byte(lenient), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(changed), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	ref, _, err := artifact.PushDefinition(t.Context(), registryOutside+"/"+repository+"/mnist:definition", path)

@@ -68,6 +68,22 @@ func TestRedteam(t *testing.T) {
 				t.Errorf("the summary is %+v", s)
 			}
 		})).
+		Assess("When its policy asks for more than it has, and than its defence reaches, the verdicts are fail", do(func(t *testing.T) {
+			name := must(t, "", "argo", "submit", "-n", namespace, "--from", "cronwf/redteam", "-p", "suite=", "-p", "attack-samples=1000",
+				"-p", "definition="+define(t, "redteam-"+unique(), "0.999"), "-p", "retrain-epochs=0.01", "-o", "name")
+			w = finished(t, namespace, name)
+			if v := w.result("verdict"); v != "fail" || len(w.pods("retrain")) != 1 || len(w.pods("shard")) != 3 { // the model, the candidate, and it once more by the night's seed
+				t.Errorf("verdict %q, %d pods of retrain and %d of shard", v, len(w.pods("retrain")), len(w.pods("shard")))
+			}
+		})).
+		Assess("Then nothing is promoted", do(func(t *testing.T) {
+			if n := len(w.pods("promote")); n != 0 {
+				t.Errorf("%d pods of promote ran", n)
+			}
+			if now := head(t, repository); now.Digest != channel {
+				t.Errorf("the channel's head was %s and is %s", channel, now.Digest)
+			}
+		})).
 		Feature())
 }
 

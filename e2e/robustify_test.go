@@ -313,7 +313,7 @@ func TestCase15PodsKilled(t *testing.T) {
 			return ctx
 		}).
 		Assess("When the first pod of each step is killed", do(func(t *testing.T) {
-			name := submit(t, ns, "robustify", "repository="+registryInside+"/"+ns, "definition="+define(t, ns), "retrain-epochs=1")
+			name := submit(t, ns, "robustify", "repository="+registryInside+"/"+ns, "definition="+define(t, ns, "0"), "retrain-epochs=1")
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			killed := make(chan error, 1)

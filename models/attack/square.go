@@ -181,7 +181,6 @@ type squareL2 struct {
 	ball         Ball
 	bumps        map[int][]float32 // by side; shared by all rows, which only read it
 	best, change []float32
-	bump         []float32
 }
 
 // allBumps makes those of every side that a search has.

@@ -104,6 +104,9 @@ func parse(ref string) (*Reference, error) {
 			return nil, fmt.Errorf("reference %q names no folder: write oci:DIR or oci:DIR:TAG", ref)
 		}
 		r.folder = filepath.Clean(rest)
+		if base := filepath.Base(r.folder); strings.Contains(base, ":") {
+			return nil, fmt.Errorf("reference %q: a folder's name holds no ':', which begins the tag: %q", ref, base)
+		}
 		// The host is never dialled: "localhost" is what a signature over the
 		// folder's content says its repository is (see Identity).
 		repository, err := name.NewRepository("localhost/"+folderRepository, name.Insecure)

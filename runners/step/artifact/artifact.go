@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -322,20 +323,40 @@ func PushPart(ctx context.Context, ref string, p *evaluate.Part) (reference, dig
 	return push(ctx, ref, &store.Artifact{Type: PartType, Files: []store.File{{Name: PartFile, MediaType: "application/json", Data: data}}})
 }
 
-// Reachable fails where the registry of an output does not answer, before
-// hours of work are spent on what it is to hold.
+// Reachable fails where the registry of an output does not answer, or its folder
+// cannot be written to, before hours of work are spent on what it is to hold.
 func Reachable(ctx context.Context, ref string) error {
 	r, err := store.Open(ctx, ref)
 	if err != nil {
 		return step.BadInput(err)
 	}
 	defer r.Close()
+	if r.Digest() != "" {
+		return step.BadInput(fmt.Errorf("output %s: its digest is not known yet: name a tag instead", ref))
+	}
+	if folder, ok := strings.CutPrefix(r.Repository(), "oci:"); ok {
+		if err := writable(folder); err != nil {
+			return step.BadInput(fmt.Errorf("output %s: %w", ref, err))
+		}
+	}
 	_, err = r.Tags(ctx)
 	var down *store.Unavailable
 	if errors.As(err, &down) {
 		return err
 	}
 	return nil // whether it may be written to, the push will tell
+}
+
+// writable says whether files can be made in a folder, or where it is to be made.
+func writable(folder string) error {
+	for _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) && folder != filepath.Dir(folder); _, err = os.Stat(folder) {
+		folder = filepath.Dir(folder)
+	}
+	f, err := os.CreateTemp(folder, ".writable-*")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
 // isReference tells the reference of an artifact from a name, URL or path.

@@ -14,6 +14,7 @@ import (
 	"github.com/temper-ml/temper/models/dataset"
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/models/onnx"
+	"github.com/temper-ml/temper/runners/step"
 	"github.com/temper-ml/temper/signing/store"
 )
 
@@ -133,6 +134,18 @@ func TestReachable(t *testing.T) {
 	var down *store.Unavailable
 	if err := Reachable(t.Context(), "127.0.0.1:1/a:b"); !errors.As(err, &down) {
 		t.Errorf("a closed port: %v", err)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{"oci:" + file + ":a", "oci:" + filepath.Join(file, "below") + ":a", "oci:/proc/nowhere:a", "oci:out@sha256:" + strings.Repeat("0", 64), "oci:out:a:b"} {
+		if err := Reachable(t.Context(), ref); err == nil || reflect.TypeOf(err) != reflect.TypeOf(step.BadInput(err)) {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	if err := Reachable(t.Context(), "oci:"+filepath.Join(t.TempDir(), "not", "there")+":a"); err != nil {
+		t.Error(err)
 	}
 	if err := Reachable(t.Context(), "oci:"+t.TempDir()+":a"); err != nil {
 		t.Errorf("an empty folder: %v", err)

@@ -29,6 +29,8 @@ type Result struct {
 func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bundle",
+		Args:  cobra.NoArgs, // but "save" or "load"
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		Short: "Carry a model to where there is no network",
 		Long: `A bundle is one file: a tar of an OCI image layout, with a model, its signatures
 and attestations, and what else is signed about it. Stock tools read it. It is

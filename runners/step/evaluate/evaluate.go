@@ -127,16 +127,16 @@ func (j *Job) Run(ctx context.Context, s *step.Step) error {
 	if err := report.Render(&page, report.Evaluation(r, verdict)); err != nil {
 		return err
 	}
-	if j.Page != "" {
-		if err := step.WriteFile(j.Page, page.Bytes(), 0o644); err != nil {
-			return err
-		}
-	}
 	if j.Output != "" {
 		if m == nil {
 			m = &artifact.Model{} // attached to none
 		}
 		if result.Reference, result.Digest, err = artifact.PushReport(ctx, j.Output, r, page.Bytes(), m); err != nil {
+			return err
+		}
+	}
+	if j.Page != "" { // last: a folder that is not there loses nothing
+		if err := step.WriteFile(j.Page, page.Bytes(), 0o644); err != nil {
 			return err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/temper-ml/temper/models/nn"
 	"github.com/temper-ml/temper/models/onnx"
 	"github.com/temper-ml/temper/runners/step"
+	"github.com/temper-ml/temper/runners/step/artifact"
 )
 
 // run is the step as a process runs it.
@@ -69,6 +70,12 @@ func TestShardsThroughTheCommand(t *testing.T) {
 		if got, _ := run(t, 0, measure("--model", dir, "--output", out+":whole", c.more)...); (got == whole) != c.same {
 			t.Errorf("%s makes %s, without it it is %s", c.more, got, whole)
 		}
+	}
+	if got, _ := run(t, step.ExitFailure, measure("--model", dir, "--output", out+":kept", "--report-html", filepath.Join(dir, "nosuch", "x.html"))...); got != "" {
+		t.Errorf("prints %s", got)
+	}
+	if _, err := artifact.ReadReport(t.Context(), out+":kept"); err != nil {
+		t.Errorf("a page that cannot be written loses the report: %v", err)
 	}
 	all, _ := run(t, 0, "--model", dir, "--attacks", "fgsm", "--samples", "0", "-o", "json")
 	if !strings.Contains(all, `"samples": 10000`) {

@@ -60,6 +60,9 @@ same command goes on and gives the same digest.`,
 				j.Name = base.Training.Network
 			}
 			j.Threat.Norm = "linf"
+			if network != "" {
+				j.Threat.Norm = definition.Threat.Norm // another is refused
+			}
 			return j.Run(cmd.Context(), step.From(cmd))
 		},
 	}

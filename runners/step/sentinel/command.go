@@ -321,7 +321,7 @@ func calibrate() *cobra.Command {
 the data set's validation split and on attacks that it makes on it, and push it. Prints its reference with the
 digest. Sign it with 'temper sign': the sentinel takes no other.`,
 		Example: `  temper sentinel calibrate --model oci:out:mnist --guard oci:out:guard
-  temper sentinel calibrate --model registry:5000/mnist@sha256:... --guard guard.onnx --dataset fashion --output registry:5000/mnist:detector`,
+  temper sentinel calibrate --model registry:5000/mnist@sha256:... --guard guard.onnx --dataset ./fashion --output registry:5000/mnist:detector`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, st := cmd.Context(), step.From(cmd)

@@ -246,19 +246,24 @@ func TestCase06StrictReferencing(t *testing.T) {
 // What Argo keeps in a workflow's status is not for whoever creates it to say.
 func TestCase06StatusIsTheControllers(t *testing.T) {
 	t.Parallel()
-	workflow := map[string]any{
-		"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow",
-		"metadata": map[string]any{"generateName": "case06-", "namespace": namespace},
-		"spec":     map[string]any{"workflowTemplateRef": map[string]any{"name": "robustify"}},
-		"status": map[string]any{"storedWorkflowTemplateSpec": map[string]any{"entrypoint": "own", "templates": []any{
-			map[string]any{"name": "own", "container": map[string]any{"image": registryInside + "/temper/train:dev", "command": []any{"/train"}}}}}},
-	}
-	manifest, err := json.Marshal(workflow)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, err := run(string(manifest), "kubectl", "create", "-f", "-"); err == nil || !strings.Contains(err.Error(), "temper-workflow-status") {
-		t.Errorf("created: %s, %v", out, err)
+	own := map[string]any{"name": "train", "container": map[string]any{"image": registryInside + "/temper/train:dev", "command": []any{"/train"}}}
+	for key, value := range map[string]map[string]any{
+		"storedWorkflowTemplateSpec": {"entrypoint": "train", "templates": []any{own}},
+		"storedTemplates":            {"namespaced/steps/train": own},
+	} {
+		manifest, err := json.Marshal(map[string]any{
+			"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow",
+			"metadata": map[string]any{"generateName": "case06-", "namespace": namespace},
+			"spec":     map[string]any{"workflowTemplateRef": map[string]any{"name": "robustify"}},
+			"status":   map[string]any{key: value},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := run(string(manifest), "kubectl", "create", "--as", "system:serviceaccount:"+namespace+":sentinel", "-f", "-")
+		if err == nil || !strings.Contains(err.Error(), "temper-workflow-status") {
+			t.Errorf("%s: created: %s, %v", key, out, err)
+		}
 	}
 }
 

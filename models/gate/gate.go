@@ -165,7 +165,10 @@ func Decide(p Policy, candidate, inService *evaluate.Report) (Verdict, error) {
 		rule("min_certified", proven, p.MinCertified,
 			"certified accuracy at least %.4f (%d of %d), %.4f wanted", proven, candidate.CertifiedCorrect, candidate.Samples, p.MinCertified)
 	}
-	p.check(candidate, &v)
+	for _, reason := range p.JudgeChecks(candidate.Checks) {
+		v.Pass = v.Pass && reason.Pass
+		v.Reasons = append(v.Reasons, reason)
+	}
 	if inService == nil {
 		return v, nil
 	}
@@ -184,24 +187,25 @@ func Decide(p Policy, candidate, inService *evaluate.Report) (Verdict, error) {
 	return v, nil
 }
 
-// check adds a reason for each check that the policy asks for, judged by the
-// policy's thresholds. One that the report lacks fails.
-func (p Policy) check(r *evaluate.Report, v *Verdict) {
+// JudgeChecks is a reason for each check that the policy asks for, judged by the
+// policy's thresholds. One that is not among those that were made fails.
+func (p Policy) JudgeChecks(made []evaluate.Check) []Reason {
 	if p.Checks == nil {
-		return
+		return nil
 	}
+	var reasons []Reason
 	for _, name := range p.Checks.CheckNames() {
 		reason := Reason{Rule: "checks." + name, Threshold: 1, Text: "the report has no such check"}
-		if i := slices.IndexFunc(r.Checks, func(c evaluate.Check) bool { return c.Name == name }); i >= 0 {
-			c := p.Checks.Judge(r.Checks[i])
+		if i := slices.IndexFunc(made, func(c evaluate.Check) bool { return c.Name == name }); i >= 0 {
+			c := p.Checks.Judge(made[i])
 			reason.Pass, reason.Text = c.Pass, c.Text()
 		}
 		if reason.Pass {
 			reason.Figure = 1
 		}
-		v.Pass = v.Pass && reason.Pass
-		v.Reasons = append(v.Reasons, reason)
+		reasons = append(reasons, reason)
 	}
+	return reasons
 }
 
 // accepts refuses a report that does not answer the policy's question.

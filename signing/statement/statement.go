@@ -170,6 +170,12 @@ type Accuracy struct {
 	LowerBound float64 `json:"lowerBound"`
 }
 
+// consistent says whether the figures can be of so many samples.
+func (a Accuracy) consistent(samples int) bool {
+	share := float64(a.Correct) / float64(samples)
+	return a.Correct >= 0 && a.Correct <= samples && math.Abs(a.Accuracy-share) <= roundOff && a.LowerBound >= 0 && a.LowerBound <= a.Accuracy
+}
+
 // Attack is the accuracy under one attack alone.
 type Attack struct {
 	Name string `json:"name"`
@@ -210,9 +216,7 @@ func (r *Robustness) Validate() error {
 	}
 	figures := []Attack{{"clean", r.Clean}, {"robust", r.Robust}}
 	for _, f := range append(figures, r.Attacks...) {
-		share := float64(f.Correct) / float64(r.Samples)
-		if f.Correct < 0 || f.Correct > r.Samples || !(math.Abs(f.Accuracy.Accuracy-share) <= roundOff) ||
-			!(f.LowerBound >= 0 && f.LowerBound <= f.Accuracy.Accuracy) {
+		if !f.consistent(r.Samples) {
 			return fmt.Errorf("robustness: %.100q: %d of %d correct, accuracy %v, lower bound %v contradict each other",
 				f.Name, f.Correct, r.Samples, f.Accuracy.Accuracy, f.LowerBound)
 		}
@@ -220,12 +224,9 @@ func (r *Robustness) Validate() error {
 			return fmt.Errorf("robustness: %d correct under every attack, and %d under %.100q", r.Robust.Correct, f.Correct, f.Name)
 		}
 	}
-	if c := r.Certified; c != nil {
-		if share := float64(c.Correct) / float64(r.Samples); c.Correct < 0 || c.Correct > r.Robust.Correct ||
-			!(math.Abs(c.Accuracy-share) <= roundOff) || !(c.LowerBound >= 0 && c.LowerBound <= c.Accuracy) {
-			return fmt.Errorf("robustness: certified: %d of %d correct, accuracy %v, lower bound %v, and %d correct under every attack contradict each other",
-				c.Correct, r.Samples, c.Accuracy, c.LowerBound, r.Robust.Correct)
-		}
+	if c := r.Certified; c != nil && (!c.consistent(r.Samples) || c.Correct > r.Robust.Correct) {
+		return fmt.Errorf("robustness: certified: %d of %d correct, accuracy %v, lower bound %v, and %d correct under every attack contradict each other",
+			c.Correct, r.Samples, c.Accuracy, c.LowerBound, r.Robust.Correct)
 	}
 	return nil
 }

@@ -34,10 +34,12 @@ same command goes on and gives the same digest.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			given := cmd.Flags().Changed
 			definition, err := &zoo.Model{}, error(nil)
+			j.Threat.Norm = "linf"
 			if network != "" {
 				if definition, err = artifact.Definition(cmd.Context(), network); err != nil {
 					return err
 				}
+				j.Threat.Norm = definition.Threat.Norm // another is refused
 				if !given("dataset") {
 					j.Dataset = definition.Dataset
 				}
@@ -58,10 +60,6 @@ same command goes on and gives the same digest.`,
 			j.Name, j.Network, j.BaseDigest = base.Network.Name, base.Network, base.Digest
 			if base.Training != nil {
 				j.Name = base.Training.Network
-			}
-			j.Threat.Norm = "linf"
-			if network != "" {
-				j.Threat.Norm = definition.Threat.Norm // another is refused
 			}
 			return j.Run(cmd.Context(), step.From(cmd))
 		},

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -92,26 +91,23 @@ func (t *Trust) Rules(ctx context.Context) (signing.Policy, error) {
 
 // Requirement is what a gate policy asks of signed figures about a test split.
 func Requirement(p gate.Policy, dataset string) *signing.Requirement {
-	q := &signing.Requirement{
+	return &signing.Requirement{
 		Dataset: dataset, Norm: p.Threat.Norm, Epsilon: p.Threat.Epsilon, Attacks: p.Attacks, Samples: p.MinSamples,
 		Clean: p.MinCleanAccuracy, Robust: p.MinRobustAccuracy, Certified: p.MinCertified, Confidence: p.Confidence,
 		Suite: p.Suite,
-	}
-	if limits := p.Checks; limits != nil {
-		q.Checks = func(made []statement.Check) error {
-			for _, name := range limits.CheckNames() {
-				i := slices.IndexFunc(made, func(c statement.Check) bool { return c.Name == name })
-				if i < 0 {
-					return fmt.Errorf("the check %s was not made", name)
-				}
-				if c := limits.Judge(evaluate.Check{Name: name, Figures: made[i].Figures}); !c.Pass {
-					return fmt.Errorf("its figures are not to be believed: check %s: %s", name, c.Text())
+		Checks: func(signed []statement.Check) error {
+			var made []evaluate.Check
+			for _, c := range signed {
+				made = append(made, evaluate.Check{Name: c.Name, Figures: c.Figures})
+			}
+			for _, reason := range p.JudgeChecks(made) {
+				if !reason.Pass {
+					return fmt.Errorf("its figures are not to be believed: %s: %s", reason.Rule, reason.Text)
 				}
 			}
 			return nil
-		}
+		},
 	}
-	return q
 }
 
 func readKey(path string) ([]byte, error) {
